@@ -1,0 +1,1 @@
+"""Plain data and protocols that every layer shares; imports nothing else of anyorder."""

@@ -1,0 +1,92 @@
+"""The packed batch: what the engine hands to a model for one forward pass.
+
+All tokens of all requests lie one behind the other, without padding. Attention alone needs to
+know where one request ends and the next begins; it gets a list of groups, each a contiguous range
+of rows that is attended as one padded batch.
+
+Shape suffixes: N packed tokens, R requests in a group, Q queries per request, K keys per request
+(padded to whole pages), P pages per request, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionGroup:
+    """Requests with the same number of new tokens, attended together."""
+
+    first_row: int
+    num_requests: int
+    num_queries: int
+    """Packed rows first_row .. first_row + num_requests * num_queries belong to the group, request
+    by request."""
+    pages_RP: torch.Tensor | None
+    """int64; page ids in order of position. None: keys are the group's own new tokens and nothing
+    is read from the pool (fresh prompts, training)."""
+    query_positions_RQ: torch.Tensor
+    """int64"""
+    key_positions_RK: torch.Tensor
+    """int64; undefined where `visible_RQK` is false for every query."""
+    visible_RQK: torch.Tensor | None
+    """bool; None means causal over keys = queries, no past (the fast path)."""
+    masks: dict[object, torch.Tensor | None] = field(default_factory=dict)
+    """Filled by attention: masks shared by all layers of one kind, for the time of this pass."""
+
+    @property
+    def rows(self) -> slice:
+        """The packed rows of this group."""
+        return slice(self.first_row, self.first_row + self.num_requests * self.num_queries)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """One forward pass of one model."""
+
+    tokens_N: torch.Tensor
+    """int64"""
+    positions_N: torch.Tensor
+    """int64"""
+    slots_N: torch.Tensor | None
+    """int64; where each token's key and value go: page * page_size + offset. None: not stored."""
+    groups: tuple[AttentionGroup, ...]
+
+
+class KeyValuePool(Protocol):
+    """Pages of keys and values of one model; attention's view of `cache.pool`."""
+
+    def write(
+        self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
+    ) -> None:
+        """Store the new tokens' keys and values of one layer."""
+
+    def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
+
+
+class Network(Protocol):
+    """A decoder as the engine sees it."""
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, head width) of every layer that caches."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, activations and cache live."""
+
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None) -> torch.Tensor:
+        """Final hidden states [N, width] (after the last norm). Writes new keys and values first,
+        then attends, layer by layer."""
+
+    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, vocabulary] of some rows of `hidden`."""

@@ -1,0 +1,270 @@
+"""The one question a method can ask: run these tokens, from there, seeing this; tell me that.
+
+`ForwardRequest` says what to run and what to report back, `ForwardResult` is what came back. A method
+is a generator that yields lists of requests and is sent lists of results:
+
+    result = yield from forward(sequence, tokens, start)
+
+One cache rule replaces commit, rollback and truncate: **cached entries at or after `start` are
+discarded** before the tokens run. Methods do no vocabulary-sized work; they ask for `Outputs`, which
+are computed for all rows of all requests in one batched call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from anyorder.core.request import Request
+    from anyorder.core.sequence import Sequence
+
+
+# ------------------------------------------------------------------------------------ who sees whom
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How the new tokens of one request see each other; all of them see the cached past."""
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        """Bool [num_tokens, num_tokens]: may the row's token see the column's?"""
+        raise AssertionError(f"{type(self).__name__} does not define visible()")
+
+    def depths(self, num_tokens: int) -> Seq[int]:
+        """Position of every new token relative to the request's start."""
+        return range(num_tokens)
+
+    def can_split_at(self, offset: int) -> bool:
+        """May the first `offset` tokens run in an earlier pass with the same result?"""
+        return False
+
+    def check(self, num_tokens: int) -> None:
+        """Assert that the description fits `num_tokens` tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(Attention):
+    """Every token sees those before it and itself."""
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        return torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+
+    def can_split_at(self, offset: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bidirectional(Attention):
+    """Every token sees every other."""
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        return torch.ones(num_tokens, num_tokens, dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Attention):
+    """Bidirectional inside blocks of `size` tokens, causal between blocks."""
+
+    size: int
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        block = torch.arange(num_tokens) // self.size
+        return block[:, None] >= block[None, :]
+
+    def can_split_at(self, offset: int) -> bool:
+        return offset % self.size == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups(Attention):
+    """Bidirectional inside each group; groups do not see each other. One id per token."""
+
+    ids: tuple[int, ...]
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        group = torch.tensor(self.ids)
+        return group[:, None] == group[None, :]
+
+    def check(self, num_tokens: int) -> None:
+        assert len(self.ids) == num_tokens, f"{len(self.ids)} group ids for {num_tokens} tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree(Attention):
+    """Every token sees its ancestors and itself. `parents[i] < i`, or -1 for a root.
+
+    A token's position is its depth, so siblings share one.
+    """
+
+    parents: tuple[int, ...]
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        seen = torch.eye(num_tokens, dtype=torch.bool)
+        for child, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[child] |= seen[parent]
+        return seen
+
+    def depths(self, num_tokens: int) -> Seq[int]:
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths
+
+    def check(self, num_tokens: int) -> None:
+        assert len(self.parents) == num_tokens, f"{len(self.parents)} parents, {num_tokens} tokens"
+        assert all(-1 <= parent < child for child, parent in enumerate(self.parents)), (
+            "a tree's parents come before their children"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explicit(Attention):
+    """Row by row: `mask[i][j]` says whether token i sees token j."""
+
+    mask: tuple[tuple[bool, ...], ...]
+
+    def visible(self, num_tokens: int) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(self.mask, dtype=torch.bool)
+
+    def check(self, num_tokens: int) -> None:
+        assert len(self.mask) == num_tokens and all(len(row) == num_tokens for row in self.mask), (
+            f"an explicit mask must be {num_tokens} by {num_tokens}"
+        )
+
+
+CAUSAL = Causal()
+BIDIRECTIONAL = Bidirectional()
+
+
+# ------------------------------------------------------------------------------- what to report back
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What to report for each of a request's `rows`.
+
+    Two distributions exist at a row: the *model's* (softmax of its logits) and the *processed* one
+    (after guidance, penalties, bans, temperature and truncation), from which tokens are drawn.
+    """
+
+    token: bool = True
+    """Draw a token from the processed distribution (argmax at temperature 0)."""
+    logprob: bool = True
+    """Log-probability of the drawn token under the model's distribution."""
+    entropy: bool = False
+    """Entropy of the model's distribution, nats."""
+    margin: bool = False
+    """Probability of the likeliest token less that of the second, under the model's distribution."""
+    top: int = 0
+    """The k likeliest tokens under the model's distribution, with their log-probabilities."""
+    best: int = 0
+    """The k highest scores for a search: the model's log-probabilities after penalties and bans,
+    without temperature or truncation, not renormalised (what beam search adds up)."""
+    given: tuple[int, ...] | None = None
+    """Log-probabilities of these ids under the model's distribution, one id per row."""
+    hidden: bool = False
+    """The last hidden state, [rows, width]."""
+    logits: bool = False
+    """The model's raw logits, [rows, vocabulary]; for research and tests only."""
+
+
+TOKEN = Outputs()
+NOTHING = Outputs(token=False, logprob=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForwardRequest:
+    """Run `tokens` at positions `start`, `start` + 1, ... of `sequence` by its role's model."""
+
+    sequence: Sequence
+    tokens: Seq[int]
+    start: int
+    """Position of the first token; at most the sequence's length. What was cached from here on is
+    discarded."""
+    attention: Attention = CAUSAL
+    rows: Seq[int] | None = None
+    """Offsets into `tokens` that need output; the last one by default."""
+    outputs: Outputs = TOKEN
+    sampling: Request | None = None
+    """Sampling controls where they differ from the request's own (`dataclasses.replace` it)."""
+
+    @property
+    def role(self) -> str:
+        """Which model runs it. Keys and values belong to one model, so the sequence decides."""
+        return self.sequence.role
+
+    @property
+    def output_rows(self) -> Seq[int]:
+        """`rows` with the default filled in."""
+        return (len(self.tokens) - 1,) if self.rows is None else self.rows
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForwardResult:
+    """What came back; every list has one entry per output row. Unasked-for fields stay empty."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    best: list[list[tuple[int, float]]] = field(default_factory=list)
+    given: list[float] = field(default_factory=list)
+    hidden: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+Decoding = Generator[list[ForwardRequest], list[ForwardResult], None]
+"""What `Method.decode` returns."""
+
+
+def forward(
+    sequence: Sequence,
+    tokens: Seq[int],
+    start: int,
+    *,
+    attention: Attention = CAUSAL,
+    rows: Seq[int] | None = None,
+    outputs: Outputs = TOKEN,
+    sampling: Request | None = None,
+) -> Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]:
+    """One forward request and its result: `result = yield from forward(...)`."""
+    (result,) = yield [
+        ForwardRequest(
+            sequence=sequence,
+            tokens=tokens,
+            start=start,
+            attention=attention,
+            rows=rows,
+            outputs=outputs,
+            sampling=sampling,
+        )
+    ]
+    return result
+
+
+def forward_all(
+    requests: list[ForwardRequest],
+) -> Generator[list[ForwardRequest], list[ForwardResult], list[ForwardResult]]:
+    """Several forward requests in one tick; results in the same order."""
+    results: Any = yield requests
+    return list(results)

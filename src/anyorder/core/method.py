@@ -1,0 +1,122 @@
+"""A decoding method: frozen options plus one generator.
+
+Adding one is adding one file to `methods/`; CONTRIBUTING.md shows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from anyorder.core.errors import UnsupportedMethod
+from anyorder.core.options import validate
+
+if TYPE_CHECKING:
+    from anyorder.core.forward import Decoding
+    from anyorder.core.request import Request
+    from anyorder.core.sequence import Sequence
+
+AttentionKind = Literal["causal", "bidirectional"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What a loaded model can do; read from its checkpoint, asked for by methods."""
+
+    name: str
+    vocabulary_size: int
+    context_length: int
+    end_tokens: frozenset[int] = frozenset()
+    mask_token: int | None = None
+    attention: frozenset[AttentionKind] = frozenset({"causal"})
+    """Which kinds of attention the weights were trained for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method needs of the models it runs on."""
+
+    attention: AttentionKind = "causal"
+    mask_token: bool = False
+    roles: tuple[str, ...] = ("target",)
+
+    def missing(self, abilities: Abilities, roles: Seq[str]) -> str | None:
+        """The first unmet need in words, or None."""
+        if self.mask_token and abilities.mask_token is None:
+            return f"a mask token; {abilities.name} has none"
+        if self.attention not in abilities.attention:
+            kinds = " and ".join(sorted(abilities.attention))
+            return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
+        for role in self.roles:
+            if role not in roles:
+                return f"a {role} model; the engine has {', '.join(roles)}"
+        return None
+
+
+class Context(Protocol):
+    """One running request, as its method sees it."""
+
+    @property
+    def request(self) -> Request:
+        """The request as the user made it; sampling controls among its fields."""
+
+    @property
+    def prompt(self) -> Seq[int]:
+        """Token ids of the prompt, at least one."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens may be emitted; the request's wish within the model's context."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the target model can do."""
+
+    @property
+    def finished(self) -> bool:
+        """Has every choice ended (end token, stop string, limit, guide complete)?"""
+
+    def sequence(self, role: str = "target") -> Sequence:
+        """A new, empty cached sequence for one of the engine's models."""
+
+    def emit(
+        self, tokens: Seq[int], logprobs: Seq[float], *, choice: int = 0, score: float | None = None
+    ) -> None:
+        """Make tokens final and stream them. What lies beyond the end of the text is dropped, so
+        emit freely and look at `finished`."""
+
+    def report_prompt(self, logprobs: Seq[float]) -> None:
+        """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all decoding methods. A subclass's fields are its options."""
+
+    needs: ClassVar[Needs] = Needs()
+    exact: ClassVar[bool] = True
+    """Does it produce the model's own distribution (or, for a search, exactly what it states)?"""
+    scores_prompt: ClassVar[bool] = False
+    """Does it hand over prompt log-probabilities (`Context.report_prompt`)?"""
+    makes_choices: ClassVar[bool] = False
+    """Does one run produce all `n` choices itself? Otherwise the engine runs it once per choice."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def decode(self, context: Context) -> Decoding:
+        """The loop: yield forward requests, receive results, emit tokens."""
+        raise AssertionError(f"{type(self).__name__} does not define decode()")
+
+    def check(self, request: Request) -> None:
+        """Raise InvalidRequest for a combination of request and options that cannot be honoured."""
+
+    @classmethod
+    def require(cls, name: str, abilities: Abilities, roles: Seq[str], usable: Seq[str]) -> None:
+        """Raise UnsupportedMethod, naming the methods this model does support."""
+        missing = cls.needs.missing(abilities, roles)
+        if missing is not None:
+            raise UnsupportedMethod(
+                f"{name} needs {missing}. Methods this model supports: {', '.join(usable)}."
+            )

@@ -1,0 +1,183 @@
+"""A dataclass's fields as options: described, bounded, parsed, validated.
+
+`Annotated[int, Range(1, 64), "beams kept at every step"]` is all that a field needs. From it come
+validation of Python values, `-o name=value` on the command line, JSON Schema for servers and forms,
+and the generated pages in docs. Unknown names are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from anyorder.core.errors import InvalidRequest, UnknownName
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Inclusive bounds of a number. NaN is never inside."""
+
+    minimum: float
+    maximum: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One field of an options class, as documentation, forms and parsers need it."""
+
+    name: str
+    kind: type
+    """bool, int, float or str; any other type is accepted from Python only."""
+    optional: bool
+    default: Any
+    bounds: Range | None
+    choices: tuple[str, ...]
+    description: str
+
+    def check(self, value: object) -> object:
+        """Return `value` in the field's own type; InvalidRequest says what is allowed."""
+        if value is None and self.optional:
+            return None
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if self.kind in (bool, int, float, str) and type(value) is not self.kind:
+            raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
+        if self.choices and value not in self.choices:
+            raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
+        if self.bounds is not None:
+            number = typing.cast(float, value)
+            # Written so that NaN fails: every comparison with NaN is false.
+            if not self.bounds.minimum <= number <= self.bounds.maximum:
+                raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
+        return value
+
+    def parse(self, text: str) -> object:
+        """The value that `text` spells on a command line."""
+        if self.optional and text.lower() == "none":
+            return None
+        try:
+            if self.kind is bool:
+                return {"true": True, "1": True, "yes": True, "on": True,
+                        "false": False, "0": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+            if self.kind is str:
+                return text
+            if self.kind in (int, float):
+                return self.kind(text)
+            return json.loads(text)
+        except (KeyError, ValueError):
+            raise InvalidRequest(f"{self.name} must be {self.allowed}, got {text!r}.") from None
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, for messages and tables."""
+        if self.choices:
+            words = "one of " + ", ".join(self.choices)
+        elif self.bounds is not None:
+            low, high = self.bounds.minimum, self.bounds.maximum
+            noun = "an integer" if self.kind is int else "a number"
+            words = (
+                f"{noun} of at least {low:g}"
+                if high == math.inf
+                else f"{noun} from {low:g} to {high:g}"
+            )
+        else:
+            words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(
+                self.kind, self.kind.__name__
+            )
+        return words + (" or none" if self.optional else "")
+
+
+@cache
+def describe(cls: type) -> tuple[Option, ...]:
+    """The options of a dataclass, in field order. Fields without a description are not options."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    options = []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        extras = getattr(hint, "__metadata__", ())
+        description = next((extra for extra in extras if isinstance(extra, str)), None)
+        if description is None:
+            continue
+        base = typing.get_args(hint)[0]
+        optional = False
+        if typing.get_origin(base) in (typing.Union, types.UnionType):
+            members = [member for member in typing.get_args(base) if member is not type(None)]
+            optional = len(members) < len(typing.get_args(base))
+            base = members[0] if len(members) == 1 else object
+        choices: tuple[str, ...] = ()
+        if typing.get_origin(base) is Literal:
+            choices, base = typing.get_args(base), str
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        options.append(
+            Option(
+                name=field.name,
+                kind=base if isinstance(base, type) else object,
+                optional=optional,
+                default=default,
+                bounds=next((extra for extra in extras if isinstance(extra, Range)), None),
+                choices=choices,
+                description=description,
+            )
+        )
+    return tuple(options)
+
+
+def validate(instance: object) -> None:
+    """Check every described field of a dataclass instance; for use in `__post_init__`."""
+    for option in describe(type(instance)):
+        option.check(getattr(instance, option.name))
+
+
+def build(cls: type[T], values: Mapping[str, object], *, kind: str = "option") -> T:
+    """`cls(**values)` with unknown names refused and every value checked."""
+    known = {option.name: option for option in describe(cls)}
+    for name in values:
+        if name not in known:
+            raise UnknownName(kind, name, known)
+    return cls(**{name: known[name].check(value) for name, value in values.items()})
+
+
+def parse(cls: type, assignments: list[str], *, kind: str = "option") -> dict[str, object]:
+    """`["width=4", "early=never"]` as checked values for `build`."""
+    known = {option.name: option for option in describe(cls)}
+    values = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator:
+            raise InvalidRequest(f"an option is written name=value, got {assignment!r}.")
+        if name not in known:
+            raise UnknownName(kind, name, known)
+        values[name] = known[name].check(known[name].parse(text))
+    return values
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of an options class, with unknown properties forbidden."""
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    properties: dict[str, Any] = {}
+    for option in describe(cls):
+        entry: dict[str, Any] = {"description": option.description}
+        if option.kind in names:
+            kind = names[option.kind]
+            entry["type"] = [kind, "null"] if option.optional else kind
+        if option.choices:
+            entry["enum"] = [*option.choices, None] if option.optional else list(option.choices)
+        if option.bounds is not None:
+            entry["minimum"] = option.bounds.minimum
+            if option.bounds.maximum != math.inf:
+                entry["maximum"] = option.bounds.maximum
+        if option.default is not dataclasses.MISSING:
+            entry["default"] = option.default
+        properties[option.name] = entry
+    return {"type": "object", "properties": properties, "additionalProperties": False}

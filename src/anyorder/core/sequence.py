@@ -1,0 +1,89 @@
+"""Handle to one cached sequence of tokens: what a method holds instead of a KV cache.
+
+A sequence knows which tokens its cache stands for and how they were run, so that the engine can drop
+the keys and values at any moment and compute them again (preemption) without the method noticing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from anyorder.core.forward import Attention
+
+
+class SequenceStore(Protocol):
+    """Who owns the pages behind the sequences."""
+
+    def fork(self, parent: Sequence) -> Sequence:
+        """A new sequence that shares everything `parent` has cached now."""
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back the sequence's pages. Idempotent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Tokens that were run together under an attention other than causal.
+
+    A later `start` may cut into a span. The kept keys and values depended on the whole of it, so it
+    remembers all its tokens, for an exact replay.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+    attention: Attention
+
+
+class Sequence:
+    """Tokens at positions 0..length-1 whose keys and values are cached, for one model role.
+
+    Use it as a context manager; leaving the block frees its pages.
+    """
+
+    __slots__ = ("num_resident", "pages", "role", "salt", "spans", "store", "tokens")
+
+    def __init__(self, *, store: SequenceStore, role: str = "target", salt: str = "") -> None:
+        self.store = store
+        self.role = role
+        self.salt = salt
+        """Prefixes are shared only among sequences of equal salt."""
+        self.tokens: list[int] = []
+        self.spans: list[Span] = []
+        """Non-causal chunks by rising start; whatever lies between them was run causally."""
+        self.pages: list[int] = []
+        self.num_resident = 0
+        """Leading positions whose keys and values are in pages now; 0 after preemption."""
+
+    @property
+    def length(self) -> int:
+        """Number of cached positions, resident or to be replayed."""
+        return len(self.tokens)
+
+    def discard_from(self, start: int) -> None:
+        """Forget the tokens at `start` and after; the store frees pages it no longer needs."""
+        del self.tokens[start:]
+        while self.spans and self.spans[-1].start >= start:
+            self.spans.pop()
+        self.num_resident = min(self.num_resident, start)
+
+    def fork(self) -> Sequence:
+        """A sequence that shares the past and goes its own way from here (copy on write)."""
+        return self.store.fork(self)
+
+    def close(self) -> None:
+        """Free the pages. Idempotent."""
+        self.store.release(self)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,17 +1,17 @@
 """Every exception that anyorder raises on purpose.
 
     AnyorderError
-    ├── UserError (also a ValueError)   what was asked for cannot be done; the message says what can
-    │   ├── UnknownName                 no such model, method, option, architecture; offers the nearest
-    │   ├── InvalidRequest              a field of the request is out of range or contradicts another
-    │   │   ├── ContextOverflow         prompt and new tokens exceed the model's context
-    │   │   ├── PoolTooSmall            the request can never fit the KV pool
-    │   │   └── GuideError              malformed or unsupported schema, regex or grammar
-    │   ├── UnsupportedMethod           the model lacks what the method needs
-    │   ├── CheckpointError             a model's files are damaged, hostile or of an unknown kind
-    │   │   └── TemplateError           a chat template fails or tries to leave its sandbox
-    │   └── ModelUnavailable            the model is not on this machine and cannot be fetched
-    └── RequestFailed                   a request failed while running; others went on
+    ├── UserError (a ValueError too)  what was asked for cannot be done; the message says what can
+    │   ├── UnknownName               no such model, method, option, ...; offers the nearest name
+    │   ├── InvalidRequest            a field of the request is out of range or contradicts another
+    │   │   ├── ContextOverflow       prompt and new tokens exceed the model's context
+    │   │   ├── PoolTooSmall          the request can never fit the KV pool
+    │   │   └── GuideError            malformed or unsupported schema, regex or grammar
+    │   ├── UnsupportedMethod         the model lacks what the method needs
+    │   ├── CheckpointError           a model's files are damaged, hostile or of an unknown kind
+    │   │   └── TemplateError         a chat template fails or tries to leave its sandbox
+    │   └── ModelUnavailable          the model is not on this machine and cannot be fetched
+    └── RequestFailed                 a request failed while running; others went on
 
 Messages are one line: what was given, what is allowed, what to do.
 """
@@ -37,9 +37,7 @@ class UnknownName(UserError):
         names = sorted(known)
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        listing = (
-            f"{_plural(kind)}: {', '.join(names)}." if names else f"there are no {kind}s here."
-        )
+        listing = f"{kind}s: {', '.join(names)}." if names else f"there are no {kind}s here."
         super().__init__(f"unknown {kind} {name!r}; {hint}{listing}")
 
 
@@ -77,7 +75,3 @@ class ModelUnavailable(UserError):
 
 class RequestFailed(AnyorderError, RuntimeError):
     """A request failed while running; the cause is chained and other requests went on."""
-
-
-def _plural(kind: str) -> str:
-    return f"{kind}s"

@@ -1,13 +1,13 @@
 """The one question a method can ask: run these tokens, from there, seeing this; tell me that.
 
-`ForwardRequest` says what to run and what to report back, `ForwardResult` is what came back. A method
-is a generator that yields lists of requests and is sent lists of results:
+`ForwardRequest` says what to run and what to report back, `ForwardResult` is what came back. A
+method is a generator that yields lists of requests and is sent lists of results:
 
     result = yield from forward(sequence, tokens, start)
 
 One cache rule replaces commit, rollback and truncate: **cached entries at or after `start` are
-discarded** before the tokens run. Methods do no vocabulary-sized work; they ask for `Outputs`, which
-are computed for all rows of all requests in one batched call.
+discarded** before the tokens run. Methods do no vocabulary-sized work; they ask for `Outputs`,
+which are computed for all rows of all requests in one batched call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anyorder.core.sequence import Sequence
 
 
-# ------------------------------------------------------------------------------------ who sees whom
+# ----------------------------------------------------------------------------------- who sees whom
 @dataclass(frozen=True, kw_only=True)
 class Attention:
     """How the new tokens of one request see each other; all of them see the cached past."""
@@ -152,7 +152,7 @@ CAUSAL = Causal()
 BIDIRECTIONAL = Bidirectional()
 
 
-# ------------------------------------------------------------------------------- what to report back
+# ------------------------------------------------------------------------------ what to report back
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What to report for each of a request's `rows`.
@@ -168,7 +168,7 @@ class Outputs:
     entropy: bool = False
     """Entropy of the model's distribution, nats."""
     margin: bool = False
-    """Probability of the likeliest token less that of the second, under the model's distribution."""
+    """Probability of the likeliest token less that of the second, by the model's distribution."""
     top: int = 0
     """The k likeliest tokens under the model's distribution, with their log-probabilities."""
     best: int = 0

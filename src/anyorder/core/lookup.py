@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def names(folder: str) -> tuple[str, ...]:
-    """Names of the modules in a folder of the package, such as "methods" or "training/objectives"."""
+    """Names of the modules in a folder of the package: "methods", "training/objectives", ..."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules([str(ROOT / folder)])))
 
 

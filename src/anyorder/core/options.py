@@ -12,14 +12,17 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 from anyorder.core.errors import InvalidRequest, UnknownName
 
 T = TypeVar("T")
+
+_DESCRIBED: dict[type[Any], tuple[Option, ...]] = {}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True}
+_BOOLEANS |= {"false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ class Option:
             return None
         try:
             if self.kind is bool:
-                return {"true": True, "1": True, "yes": True, "on": True,
-                        "false": False, "0": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+                return _BOOLEANS[text.lower()]
             if self.kind is str:
                 return text
             if self.kind in (int, float):
@@ -84,11 +86,9 @@ class Option:
         elif self.bounds is not None:
             low, high = self.bounds.minimum, self.bounds.maximum
             noun = "an integer" if self.kind is int else "a number"
-            words = (
-                f"{noun} of at least {low:g}"
-                if high == math.inf
-                else f"{noun} from {low:g} to {high:g}"
-            )
+            words = f"{noun} of at least {low:g}"
+            if high != math.inf:
+                words = f"{noun} from {low:g} to {high:g}"
         else:
             words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(
                 self.kind, self.kind.__name__
@@ -96,11 +96,15 @@ class Option:
         return words + (" or none" if self.optional else "")
 
 
-@cache
-def describe(cls: type) -> tuple[Option, ...]:
+def describe(cls: type[Any]) -> tuple[Option, ...]:
     """The options of a dataclass, in field order. Fields without a description are not options."""
+    if cls not in _DESCRIBED:
+        _DESCRIBED[cls] = tuple(_describe(cls))
+    return _DESCRIBED[cls]
+
+
+def _describe(cls: type[Any]) -> Iterator[Option]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    options = []
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         extras = getattr(hint, "__metadata__", ())
@@ -119,21 +123,18 @@ def describe(cls: type) -> tuple[Option, ...]:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        options.append(
-            Option(
-                name=field.name,
-                kind=base if isinstance(base, type) else object,
-                optional=optional,
-                default=default,
-                bounds=next((extra for extra in extras if isinstance(extra, Range)), None),
-                choices=choices,
-                description=description,
-            )
+        yield Option(
+            name=field.name,
+            kind=base if isinstance(base, type) else object,
+            optional=optional,
+            default=default,
+            bounds=next((extra for extra in extras if isinstance(extra, Range)), None),
+            choices=choices,
+            description=description,
         )
-    return tuple(options)
 
 
-def validate(instance: object) -> None:
+def validate(instance: Any) -> None:
     """Check every described field of a dataclass instance; for use in `__post_init__`."""
     for option in describe(type(instance)):
         option.check(getattr(instance, option.name))

@@ -1,7 +1,8 @@
 """Handle to one cached sequence of tokens: what a method holds instead of a KV cache.
 
-A sequence knows which tokens its cache stands for and how they were run, so that the engine can drop
-the keys and values at any moment and compute them again (preemption) without the method noticing.
+A sequence knows which tokens its cache stands for and how they were run, so that the engine can
+drop the keys and values at any moment and compute them again (preemption) without the method
+noticing.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Request:
             raise InvalidRequest("negative_prompt does nothing at guidance_scale 1; set a scale.")
 
 
-# ------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------- what comes back
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What an answer cost, all its choices together."""
@@ -233,7 +233,7 @@ class Completion:
         return self.choices[0].trace
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the first choice's fields at the top, all choices under "choices"."""
+        """Plain data for JSON: the first choice's fields on top, all choices under "choices"."""
         data = dataclasses.asdict(self)
         return {**data["choices"][0], **data}
 

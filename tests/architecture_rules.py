@@ -244,7 +244,7 @@ HYGIENE = {
     "a registry's host": r"\b(pypi\.org|pythonhosted\.org|huggingface\.co|hf\.co|download\.pytorch"
     r"\.org|npmjs\.(org|com)|crates\.io|anaconda\.(org|com)|docker\.io|ghcr\.io|quay\.io)\b",
     "a place on one machine": r"(?<![\w./~$}>-])/(work|tmp|root|home)(/|(?=[\s\"'`]|$))",
-    "the workplace": r"(?i)\b(this work(?:place)|helper agents?|coding agents?|agent session|BRIEF\.md"
+    "the workplace": r"(?i)\b(this work(?:place)|(helper|coding) agents?|agent sessions?|BRIEF\.md"
     r"|shared/(DESIGN|FEATURES|anchors|prototype))\b",
 }
 

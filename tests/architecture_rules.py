@@ -232,7 +232,7 @@ def frozen(path: str, source: str) -> Iterator[str]:
 
 def hygiene(path: str, source: str) -> Iterator[str]:
     """Nothing that is true of one machine only, nor about how the code came to be."""
-    if path == "tests/test_architecture.py":  # its planted violations
+    if path in ("tests/architecture_rules.py", "tests/test_architecture.py"):  # the words are here
         return
     for number, line in enumerate(source.splitlines(), 1):
         for what, pattern in HYGIENE.items():
@@ -244,7 +244,7 @@ HYGIENE = {
     "a registry's host": r"\b(pypi\.org|pythonhosted\.org|huggingface\.co|hf\.co|download\.pytorch"
     r"\.org|npmjs\.(org|com)|crates\.io|anaconda\.(org|com)|docker\.io|ghcr\.io|quay\.io)\b",
     "a place on one machine": r"(?<![\w./~$}>-])/(work|tmp|root|home)(/|(?=[\s\"'`]|$))",
-    "the workplace": r"(?i)\b(this work(?:place)|(helper|coding) agents?|agent sessions?|BRIEF\.md"
+    "the workplace": r"(?i)\b(this workplace|(helper|coding) agents?|agent sessions?|BRIEF\.md"
     r"|shared/(DESIGN|FEATURES|anchors|prototype))\b",
 }
 

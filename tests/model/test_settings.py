@@ -1,0 +1,41 @@
+"""What the environment decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anyorder.core.errors import UserError
+from anyorder.model.settings import Settings
+
+
+def test_defaults():
+    found = Settings.load({})
+    assert found.cache_folder.name == "anyorder"
+    assert found.cache_folder.is_absolute()
+    assert found.offline is False
+    assert found.num_threads is None
+
+
+def test_values(tmp_path):
+    found = Settings.load(
+        {"ANYORDER_CACHE": str(tmp_path), "ANYORDER_OFFLINE": "1", "ANYORDER_THREADS": "3"}
+    )
+    assert found == Settings(cache_folder=tmp_path, offline=True, num_threads=3)
+
+
+def test_home_is_expanded_and_relative_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load({"ANYORDER_CACHE": "~/x"}).cache_folder == Path.home() / "x"
+    assert Settings.load({"ANYORDER_CACHE": "x"}).cache_folder == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ANYORDER_OFFLINE", "perhaps"), ("ANYORDER_THREADS", "0"), ("ANYORDER_THREADS", "-1")]
+    + [("ANYORDER_THREADS", "two"), ("ANYORDER_THREADS", "4097"), ("ANYORDER_THREADS", "²")],
+)
+def test_nonsense_is_refused_by_name(name, value):
+    with pytest.raises(UserError, match=name):
+        Settings.load({name: value})

@@ -81,10 +81,20 @@ class Context(Protocol):
         """A new, empty cached sequence for one of the engine's models."""
 
     def emit(
-        self, tokens: Seq[int], logprobs: Seq[float], *, choice: int = 0, score: float | None = None
+        self,
+        tokens: Seq[int],
+        logprobs: Seq[float],
+        *,
+        alternatives: Seq[Seq[tuple[int, float]]] = (),
+        choice: int = 0,
+        score: float | None = None,
     ) -> None:
         """Make tokens final and stream them. What lies beyond the end of the text is dropped, so
-        emit freely and look at `finished`."""
+        emit freely and look at `finished`. `alternatives` are (id, log-probability) lists, one per
+        token, for requests that ask for logprobs; `score` is a search's."""
+
+    def ends(self, tokens: Seq[int]) -> bool:
+        """Would a choice of exactly these new tokens be finished before the length limit?"""
 
     def report_prompt(self, logprobs: Seq[float]) -> None:
         """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -56,6 +57,15 @@ class Guide:
         if not options or not all(isinstance(option, str) and option for option in options):
             raise GuideError(f"choices must be one or more non-empty texts, got {options!r}.")
         return cls(kind="choices", value=json.dumps(list(options)))
+
+
+def _is_list(value: object, kind: type) -> bool:
+    """Is it a list (no text, no bytes) of `kind` alone? True and False are no integers."""
+    return (
+        isinstance(value, Seq)
+        and not isinstance(value, str | bytes)
+        and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +137,36 @@ class Request:
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens "
                 f"({self.max_new_tokens})."
             )
+        for name in ("prompt", "negative_prompt"):
+            prompt = getattr(self, name)
+            if not (
+                isinstance(prompt, str)
+                or _is_list(prompt, int)
+                or _is_list(prompt, Mapping)
+                or (prompt is None and name == "negative_prompt")
+            ):
+                raise InvalidRequest(
+                    f"{name} must be text, a list of token ids or chat messages, got {prompt!r:.60}."
+                )
         for name in ("bad_words", "stop"):
             texts = getattr(self, name)
-            if isinstance(texts, str) or not all(isinstance(t, str) and t for t in texts):
+            if not _is_list(texts, str) or "" in texts:
                 raise InvalidRequest(f"{name} must be a list of non-empty texts, got {texts!r}.")
+        if not _is_list(self.stop_tokens, int):
+            raise InvalidRequest(f"stop_tokens must be a list of ids, got {self.stop_tokens!r}.")
+        for name in ("options", "logit_bias"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidRequest(f"{name} must be a mapping, got {getattr(self, name)!r}.")
         for token, bias in self.logit_bias.items():
-            if type(token) is not int or not isinstance(bias, int | float) or bias != bias:
+            # Minus infinity bans a token. NaN and plus infinity would leave no distribution.
+            if type(token) is not int or type(bias) not in (int, float) or not bias < math.inf:
                 raise InvalidRequest(
                     f"logit_bias maps token ids to numbers, got {token!r}: {bias!r}."
                 )
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise InvalidRequest(
+                f"guide must be made by Guide.json_schema, regex, lark or choices, got {self.guide!r}."
+            )
         if self.guide is not None and self.ignore_end:
             raise InvalidRequest("ignore_end and guide exclude each other: a guide ends the text.")
         if self.negative_prompt is not None and self.guidance_scale == 1.0:

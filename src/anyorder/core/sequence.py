@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class SequenceStore(Protocol):
     """Who owns the pages behind the sequences."""
 
+    def discard(self, sequence: Sequence, start: int) -> None:
+        """Forget the sequence's tokens at `start` and after."""
+
     def fork(self, parent: Sequence) -> Sequence:
         """A new sequence that shares everything `parent` has cached now."""
 
@@ -44,17 +47,39 @@ class Sequence:
     Use it as a context manager; leaving the block frees its pages.
     """
 
-    __slots__ = ("num_resident", "pages", "role", "salt", "spans", "store", "tokens")
+    __slots__ = (
+        "family",
+        "num_resident",
+        "page_keys",
+        "pages",
+        "role",
+        "salt",
+        "spans",
+        "store",
+        "tokens",
+    )
 
-    def __init__(self, *, store: SequenceStore, role: str = "target", salt: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        store: SequenceStore,
+        role: str = "target",
+        salt: str = "",
+        family: dict[Sequence, None] | None = None,
+    ) -> None:
         self.store = store
         self.role = role
         self.salt = salt
         """Prefixes are shared only among sequences of equal salt."""
+        self.family = {} if family is None else family
+        """The open sequences of one request, forks included, in order of opening."""
+        self.family[self] = None
         self.tokens: list[int] = []
         self.spans: list[Span] = []
         """Non-causal chunks by rising start; whatever lies between them was run causally."""
         self.pages: list[int] = []
+        self.page_keys: list[bytes] = []
+        """Content keys of leading pages already offered for sharing."""
         self.num_resident = 0
         """Leading positions whose keys and values are in pages now; 0 after preemption."""
 
@@ -62,13 +87,6 @@ class Sequence:
     def length(self) -> int:
         """Number of cached positions, resident or to be replayed."""
         return len(self.tokens)
-
-    def discard_from(self, start: int) -> None:
-        """Forget the tokens at `start` and after; the store frees pages it no longer needs."""
-        del self.tokens[start:]
-        while self.spans and self.spans[-1].start >= start:
-            self.spans.pop()
-        self.num_resident = min(self.num_resident, start)
 
     def fork(self) -> Sequence:
         """A sequence that shares the past and goes its own way from here (copy on write)."""

@@ -1,0 +1,68 @@
+"""Key and value pages of one model, as tensors. Shapes are in `core.batch`'s legend.
+
+Memory is reserved, not touched: the operating system backs a page when it is first written.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anyorder.core.batch import PackedBatch
+
+
+class Pool:
+    """[num_pages, page_size, G, D] keys and values for every layer."""
+
+    def __init__(
+        self,
+        shapes: list[tuple[int, int]],
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_size = page_size
+        self.keys = [
+            torch.empty(num_pages, page_size, heads, width, dtype=dtype, device=device)
+            for heads, width in shapes
+        ]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self._flat = [
+            (keys.view(-1, *keys.shape[2:]), values.view(-1, *values.shape[2:]))
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+        self._views: dict[int, slice] = {}
+
+    def prepare(self, batch: PackedBatch) -> None:
+        """Look at a pass's page tables once, for all layers: pages of a single request that lie one
+        behind the other are read as a view instead of being gathered."""
+        self._views = {}
+        for group in batch.groups:
+            if group.pages_RP is not None and group.num_requests == 1:
+                pages = group.pages_RP[0].tolist()
+                if pages == list(range(pages[0], pages[0] + len(pages))):
+                    self._views[id(group.pages_RP)] = slice(pages[0], pages[0] + len(pages))
+
+    def write(
+        self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
+    ) -> None:
+        """Store the new tokens' keys and values of one layer."""
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, slots_N, keys_NGD)
+        values.index_copy_(0, slots_N, values_NGD)
+
+    def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
+        keys, values = self.keys[layer], self.values[layer]
+        view = self._views.get(id(pages_RP))
+        if view is not None:
+            return keys[view].flatten(0, 1)[None], values[view].flatten(0, 1)[None]
+        shape = (pages_RP.shape[0], -1, *keys.shape[2:])
+        index = pages_RP.flatten()
+        return keys.index_select(0, index).view(shape), values.index_select(0, index).view(shape)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one page of every layer."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target].copy_(tensor[source])

@@ -1,0 +1,176 @@
+"""Sequences and their pages, for one model role: fork, copy on write, prefix sharing, preemption.
+
+Positions are reserved before a pass and become resident with it. A page held by several sequences
+(or by the prefix cache) is copied before it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from anyorder.cache.allocator import OutOfPages, PageAllocator
+from anyorder.cache.pool import Pool
+from anyorder.cache.prefix import PrefixCache, page_keys
+from anyorder.core.forward import Attention, Causal
+from anyorder.core.sequence import Sequence, Span
+
+
+class PagedStore:
+    """Implements `core.sequence.SequenceStore` over a pool."""
+
+    def __init__(self, pool: Pool, *, num_pages: int, role: str = "target") -> None:
+        self.pool = pool
+        self.page_size = pool.page_size
+        self.role = role
+        self.allocator = PageAllocator(num_pages)
+        self.prefixes = PrefixCache()
+
+    # ------------------------------------------------------------------------------- bookkeeping
+    @property
+    def num_pages(self) -> int:
+        """Pages in all."""
+        return self.allocator.num_pages
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free or would be after evicting unused prefixes."""
+        return self.allocator.num_free + self.prefixes.num_idle
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that hold so many tokens."""
+        return -(-num_tokens // self.page_size)
+
+    # --------------------------------------------------------------------------------- sequences
+    def open(self, *, salt: str = "", family: dict[Sequence, None] | None = None) -> Sequence:
+        """A new, empty sequence; prefixes are shared among equal salts."""
+        return Sequence(store=self, role=self.role, salt=salt, family=family)
+
+    def fork(self, parent: Sequence) -> Sequence:
+        """A sequence that shares everything `parent` has cached now."""
+        child = self.open(salt=parent.salt, family=parent.family)
+        child.tokens = list(parent.tokens)
+        child.spans = list(parent.spans)
+        child.pages = list(parent.pages[: self.pages_for(parent.num_resident)])
+        child.page_keys = list(parent.page_keys)
+        child.num_resident = parent.num_resident
+        for page in child.pages:
+            self._retain(page)
+        return child
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back the sequence's pages and forget its tokens. Idempotent."""
+        self.drop(sequence)
+        sequence.family.pop(sequence, None)
+        sequence.tokens.clear()
+        sequence.spans.clear()
+        sequence.page_keys.clear()
+
+    def drop(self, sequence: Sequence) -> None:
+        """Give back the pages but remember the tokens, to be replayed (preemption)."""
+        for page in reversed(sequence.pages):
+            self._release(page)
+        sequence.pages.clear()
+        sequence.num_resident = 0
+
+    def discard(self, sequence: Sequence, start: int) -> None:
+        """Forget the tokens at `start` and after."""
+        assert start <= sequence.length, (
+            f"a request may not leave a hole in the cache: start {start}, length {sequence.length}"
+        )
+        del sequence.tokens[start:]
+        del sequence.page_keys[start // self.page_size :]
+        while sequence.spans and sequence.spans[-1].start >= start:
+            sequence.spans.pop()
+        sequence.num_resident = min(sequence.num_resident, start)
+        needed = self.pages_for(sequence.num_resident)
+        while len(sequence.pages) > needed:
+            self._release(sequence.pages.pop())
+
+    # ------------------------------------------------------------------------------------ a pass
+    def reserve(self, sequence: Sequence, end: int) -> None:
+        """Make positions num_resident .. end-1 writable; OutOfPages leaves the sequence usable."""
+        start = sequence.num_resident
+        first = start // self.page_size
+        if first < len(sequence.pages) and self.allocator.holders(sequence.pages[first]) > 1:
+            shared = sequence.pages[first]
+            own = self._allocate()
+            if start % self.page_size:
+                self.pool.copy_page(shared, own)
+            sequence.pages[first] = own
+            self._release(shared)
+        while len(sequence.pages) < self.pages_for(end):
+            sequence.pages.append(self._allocate())
+
+    def slots(self, sequence: Sequence, start: int, end: int) -> list[int]:
+        """Pool slots of positions start .. end-1."""
+        size, pages = self.page_size, sequence.pages
+        return [pages[p // size] * size + p % size for p in range(start, end)]
+
+    def commit(self, sequence: Sequence, tokens: Seq[int], attention: Attention) -> None:
+        """The tokens after num_resident have been run; remember them if they are new."""
+        start = sequence.num_resident
+        if start == sequence.length:
+            if not isinstance(attention, Causal):
+                span = Span(start=start, tokens=tuple(tokens), attention=attention)
+                sequence.spans.append(span)
+            sequence.tokens.extend(tokens)
+        # A replayed span may reach beyond what was kept of it.
+        sequence.num_resident = min(start + len(tokens), sequence.length)
+
+    # -------------------------------------------------------------------------- prefix sharing
+    def keys(self, tokens: Seq[int], salt: str) -> list[bytes]:
+        """Content keys of the full pages of `tokens`."""
+        return page_keys(tokens, self.page_size, salt=f"{self.role}\0{salt}")
+
+    def attach(self, sequence: Sequence, tokens: Seq[int], keys: Seq[bytes], limit: int) -> int:
+        """Let an empty sequence start with cached pages of `tokens`, at most `limit` positions.
+
+        Returns the number of positions that need not be run.
+        """
+        pages = self.prefixes.match(keys[: limit // self.page_size])
+        for page in pages:
+            self._retain(page)
+        # What the sequence held is released second, so that shared pages are never idle between.
+        self.drop(sequence)
+        num_tokens = len(pages) * self.page_size
+        sequence.pages = list(pages)
+        sequence.num_resident = num_tokens
+        sequence.page_keys = list(keys[: len(pages)])
+        if sequence.length < num_tokens:
+            sequence.tokens = list(tokens[:num_tokens])
+        return num_tokens
+
+    def publish(self, sequence: Sequence, end: int) -> None:
+        """Offer full pages before position `end` for sharing; only causally computed ones are."""
+        if sequence.spans:
+            end = min(end, sequence.spans[0].start)
+        end = min(end, sequence.num_resident)
+        num_pages, known = end // self.page_size, len(sequence.page_keys)
+        if num_pages <= known:
+            return
+        sequence.page_keys = page_keys(
+            sequence.tokens[: num_pages * self.page_size],
+            self.page_size,
+            salt=f"{self.role}\0{sequence.salt}",
+            known=sequence.page_keys,
+        )
+        for index in range(known, num_pages):
+            if self.prefixes.add(sequence.page_keys[index], sequence.pages[index]):
+                self.allocator.retain(sequence.pages[index])
+
+    # ------------------------------------------------------------------------------------- pages
+    def _allocate(self) -> int:
+        if not self.allocator.num_free:
+            evicted = self.prefixes.evict()
+            if evicted is None:
+                raise OutOfPages
+            self.allocator.release(evicted)
+        return self.allocator.allocate()
+
+    def _retain(self, page: int) -> None:
+        self.allocator.retain(page)
+        self.prefixes.mark_used(page)
+
+    def _release(self, page: int) -> None:
+        if self.allocator.release(page) == 1 and self.prefixes.knows(page):
+            self.prefixes.mark_idle(page)

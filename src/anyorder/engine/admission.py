@@ -1,0 +1,174 @@
+"""From a user's request to one that can run: everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+from anyorder.core import lookup
+from anyorder.core.errors import ContextOverflow, InvalidRequest, PoolTooSmall
+from anyorder.core.method import Method
+from anyorder.core.options import build
+from anyorder.core.request import Prompt, Request
+from anyorder.engine.roles import Role
+from anyorder.engine.run import Prepared
+from anyorder.engine.text import EndRules
+from anyorder.model.tokenizer import Tokenizer
+from anyorder.sampling.guide import GuideCompiler, GuideState
+
+DEFAULT_NEW_TOKENS = 256
+
+
+class Admission:
+    """Validates requests against the models, the tokenizer and the pool."""
+
+    def __init__(self, *, roles: dict[str, Role], tokenizer: Tokenizer | None) -> None:
+        self._roles = roles
+        self._target = roles["target"]
+        self._tokenizer = tokenizer
+        self._compiler: GuideCompiler | None = None
+        self._serial = itertools.count()
+
+    def prepare(self, request: Request) -> Prepared:
+        """Look up, tokenise and check; UserError says what is wrong and what is allowed."""
+        method = self._method(request)
+        prompt = self.encode(request.prompt, "prompt")
+        max_new_tokens = self._limit(request, prompt)
+        negative = None
+        if request.guidance_scale != 1.0:
+            negative = prompt[-1:]
+            if request.negative_prompt is not None:
+                negative = self.encode(request.negative_prompt, "negative_prompt")
+        self._check_ids("stop_tokens", request.stop_tokens)
+        self._check_ids("logit_bias", list(request.logit_bias))
+        if request.stop:
+            self._require_tokenizer("stop strings")
+        ends = frozenset() if request.ignore_end else self._target.abilities.end_tokens
+        salt = f"shared {request.cache_salt}"
+        if not request.prefix_cache:
+            # Its own choices and beams still share; nobody else does.
+            salt = f"private {next(self._serial)}"
+        return Prepared(
+            request=request,
+            method=method,
+            prompt=prompt,
+            negative_prompt=negative,
+            max_new_tokens=max_new_tokens,
+            end_tokens=ends | frozenset(request.stop_tokens),
+            banned=self._banned(request.bad_words),
+            salt=salt,
+        )
+
+    def guide(self, request: Request) -> GuideState | None:
+        """A fresh state of the request's guide; compiled once, remembered for the next request."""
+        if request.guide is None:
+            return None
+        tokenizer = self._require_tokenizer("a guide")
+        if self._compiler is None:
+            abilities = self._target.abilities
+            self._compiler = GuideCompiler(
+                tokenizer.to_json(), abilities.vocabulary_size, abilities.end_tokens
+            )
+        return self._compiler.compile(request.guide)
+
+    def rules(self, prepared: Prepared, guide: GuideState | None) -> EndRules:
+        """When a text of this request is over."""
+        return EndRules(
+            end_tokens=prepared.end_tokens,
+            stop=tuple(prepared.request.stop),
+            max_new_tokens=prepared.max_new_tokens,
+            tokenizer=self._tokenizer,
+            guide=guide,
+        )
+
+    def encode(self, prompt: Prompt, name: str) -> list[int]:
+        """Token ids of text, chat messages or ids; at least one, all inside the vocabulary."""
+        if isinstance(prompt, str):
+            tokens = self._require_tokenizer(f"a {name} given as text").encode(prompt)
+        elif not prompt:
+            tokens = []
+        elif all(isinstance(item, Mapping) for item in prompt):
+            tokenizer = self._require_tokenizer("chat messages")
+            tokens = tokenizer.apply_chat_template(
+                [item for item in prompt if isinstance(item, Mapping)]
+            )
+        else:
+            tokens = list(prompt)  # type: ignore[arg-type]  # checked right below
+            self._check_ids(name, tokens)
+        if not tokens:
+            raise InvalidRequest(f"the {name} is empty; give at least one token.")
+        return tokens
+
+    def _method(self, request: Request) -> Method:
+        name = request.method
+        cls: type[Method] = lookup.find("methods", name, kind="method")
+        abilities, roles = self._target.abilities, tuple(self._roles)
+        if cls.needs.missing(abilities, roles) is not None:
+            cls.require(name, abilities, roles, self.usable_methods())
+        method = build(cls, request.options, kind=f"{name} option")
+        method.check(request)
+        if request.prompt_logprobs and not method.scores_prompt:
+            raise InvalidRequest(
+                f"{name} does not score the prompt; use autoregressive for prompt_logprobs."
+            )
+        return method
+
+    def usable_methods(self) -> list[str]:
+        """Names of the methods that the engine's models support."""
+        return [
+            name
+            for name in lookup.names("methods")
+            if lookup.find("methods", name, kind="method").needs.missing(
+                self._target.abilities, tuple(self._roles)
+            )
+            is None
+        ]
+
+    def _limit(self, request: Request, prompt: list[int]) -> int:
+        """How many tokens may be made, within context and pool."""
+        abilities = self._target.abilities
+        context, pool = abilities.context_length, self._target.num_cache_tokens
+        room = context - len(prompt)
+        wanted = request.max_new_tokens
+        if room < (1 if wanted is None else min(wanted, 1)):
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens; {abilities.name}'s context of {context} "
+                "leaves no room for new ones."
+            )
+        if wanted is None:
+            wanted = max(request.min_new_tokens, min(DEFAULT_NEW_TOKENS, room))
+        if wanted > room:
+            raise ContextOverflow(
+                f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} exceed "
+                f"{abilities.name}'s context of {context}; ask for at most {room} new tokens."
+            )
+        if len(prompt) + wanted > pool:
+            raise PoolTooSmall(
+                f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} need more than "
+                f"the cache of {pool} positions; raise cache_tokens or ask for less."
+            )
+        return wanted
+
+    def _banned(self, words: Seq[str]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        tokenizer = self._require_tokenizer("bad_words")
+        # A word is tokenised differently at the start of a text and after a space.
+        spellings = [spelling for word in words for spelling in (word, f" {word}")]
+        encoded = [tuple(tokenizer.encode(text, add_special=False)) for text in spellings]
+        return tuple(dict.fromkeys(encoded))
+
+    def _check_ids(self, name: str, tokens: Seq[int]) -> None:
+        size = self._target.abilities.vocabulary_size
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < size:
+                raise InvalidRequest(f"{name} holds {token!r}; token ids are 0 to {size - 1}.")
+
+    def _require_tokenizer(self, what: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidRequest(
+                f"{what} needs a tokenizer, and {self._target.abilities.name} was loaded without "
+                "one; give token ids."
+            )
+        return self._tokenizer

@@ -1,0 +1,109 @@
+"""Packs the pieces of one pass into flat tensors and attention groups; legend in `core.batch`.
+
+Pieces with the same number of new tokens and similar amounts of past are attended together, padded
+to the longest past. The rest of the network sees no padding at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from anyorder.cache.store import PagedStore
+from anyorder.core.batch import AttentionGroup, PackedBatch
+from anyorder.core.forward import Causal
+from anyorder.engine.scheduler import Piece
+
+MAX_PADDED_QUERIES = 64
+"""Pieces longer than this are attended one by one: padding their past would cost more than it
+saves."""
+
+
+def pack(
+    pieces: Seq[Piece], store: PagedStore, device: torch.device
+) -> tuple[PackedBatch, list[Piece]]:
+    """The pass's tensors, and the pieces in the order of their rows."""
+    buckets: dict[tuple[int, ...], list[Piece]] = {}
+    for index, piece in enumerate(pieces):
+        buckets.setdefault(_bucket(piece, index, store), []).append(piece)
+    ordered = [piece for bucket in buckets.values() for piece in bucket]
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    for piece in ordered:
+        num_tokens = len(piece.tokens)
+        tokens.extend(piece.tokens)
+        positions.extend(piece.start + depth for depth in piece.attention.depths(num_tokens))
+        slots.extend(store.slots(piece.job.sequence, piece.start, piece.start + num_tokens))
+    flat = torch.tensor([tokens, positions, slots], device=device)
+    groups, row = [], 0
+    for bucket in buckets.values():
+        groups.append(_group(bucket, row, flat[1], store))
+        row += len(bucket) * len(bucket[0].tokens)
+    batch = PackedBatch(
+        tokens_N=flat[0], positions_N=flat[1], slots_N=flat[2], groups=tuple(groups)
+    )
+    return batch, ordered
+
+
+def _bucket(piece: Piece, index: int, store: PagedStore) -> tuple[int, ...]:
+    """Pieces of equal key are attended together."""
+    num_tokens = len(piece.tokens)
+    is_causal = isinstance(piece.attention, Causal)
+    if num_tokens > MAX_PADDED_QUERIES or not is_causal:
+        return (num_tokens, -1, index)
+    if piece.start == 0:
+        return (num_tokens, 0)
+    return (num_tokens, store.pages_for(piece.start + num_tokens).bit_length())
+
+
+def _group(
+    bucket: list[Piece], first_row: int, positions_N: torch.Tensor, store: PagedStore
+) -> AttentionGroup:
+    num_requests, num_queries = len(bucket), len(bucket[0].tokens)
+    query_positions_RQ = positions_N[first_row : first_row + num_requests * num_queries].view(
+        num_requests, num_queries
+    )
+    device = positions_N.device
+    attention = bucket[0].attention
+    if all(piece.start == 0 for piece in bucket):
+        # Fresh tokens see only each other; nothing needs to be read back from the pool.
+        visible = None if isinstance(attention, Causal) else attention.visible(num_queries)
+        return AttentionGroup(
+            first_row=first_row,
+            num_requests=num_requests,
+            num_queries=num_queries,
+            pages_RP=None,
+            query_positions_RQ=query_positions_RQ,
+            key_positions_RK=query_positions_RQ,
+            visible_RQK=None if visible is None else visible[None].to(device),
+        )
+    page_lists = [
+        piece.job.sequence.pages[: store.pages_for(piece.start + num_queries)] for piece in bucket
+    ]
+    num_pages = max(map(len, page_lists))
+    pages_RP = torch.tensor(
+        [pages + pages[-1:] * (num_pages - len(pages)) for pages in page_lists], device=device
+    )
+    key_index_K = torch.arange(num_pages * store.page_size, device=device)
+    if isinstance(attention, Causal):
+        key_positions_RK = key_index_K.expand(num_requests, -1)
+        visible_RQK = key_index_K <= query_positions_RQ[:, :, None]
+    else:
+        # Alone in its group. The past is visible to all, new tokens as the attention says; their
+        # positions may repeat (trees), so they are told apart by where they are stored.
+        start = bucket[0].start
+        key_positions_RK = key_index_K[None].clone()
+        key_positions_RK[0, start : start + num_queries] = query_positions_RQ[0]
+        visible_RQK = (key_index_K < start).repeat(1, num_queries, 1)
+        visible_RQK[0, :, start : start + num_queries] = attention.visible(num_queries).to(device)
+    return AttentionGroup(
+        first_row=first_row,
+        num_requests=num_requests,
+        num_queries=num_queries,
+        pages_RP=pages_RP,
+        query_positions_RQ=query_positions_RQ,
+        key_positions_RK=key_positions_RK,
+        visible_RQK=visible_RQK,
+    )

@@ -1,0 +1,325 @@
+"""A request on its way through the engine: handle, runs, jobs.
+
+One `Handle` per request, one `Run` (one generator) per choice (or one for all choices, for methods
+that make them all), one `Job` per forward request that waits for its pass.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from anyorder.core.errors import RequestFailed
+from anyorder.core.forward import Decoding, ForwardRequest, ForwardResult
+from anyorder.core.method import Abilities, Method
+from anyorder.core.request import Completion, Event, Report, Request
+from anyorder.core.sequence import Sequence
+from anyorder.engine.guidance import unconditional
+from anyorder.engine.roles import Role
+from anyorder.engine.text import ChoiceBuilder, EndRules
+from anyorder.sampling.guide import GuideState
+from anyorder.sampling.sampler import RowResult
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A validated request with everything looked up that running it needs."""
+
+    request: Request
+    method: Method
+    prompt: list[int]
+    negative_prompt: list[int] | None
+    max_new_tokens: int
+    end_tokens: frozenset[int]
+    banned: tuple[tuple[int, ...], ...]
+    salt: str
+
+    @property
+    def num_runs(self) -> int:
+        """Generators it takes: one for all choices, or one each."""
+        return 1 if self.method.makes_choices else self.request.n
+
+
+class Handle:
+    """One submitted request: its events as they come, its completion at the end."""
+
+    def __init__(self, prepared: Prepared, rules: Seq[EndRules]) -> None:
+        self.prepared = prepared
+        self.events: deque[Event] = deque()
+        self.completion: Completion | None = None
+        self.error: Exception | None = None
+        self.num_passes = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.prompt_logprobs: list[float] | None = None
+        self.choices = [ChoiceBuilder(rules[i % len(rules)]) for i in range(prepared.request.n)]
+        self.submitted_at = time.perf_counter()
+        self.admitted_at: float | None = None
+        self.answered_at: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Is there a completion or an error?"""
+        return self.completion is not None or self.error is not None
+
+    def result(self) -> Completion:
+        """The completion; raises what made the request fail."""
+        if self.error is not None:
+            raise self.error
+        assert self.completion is not None, "the request is still running"
+        return self.completion
+
+    def finish(self) -> None:
+        """All runs have ended: build the completion."""
+        ended = time.perf_counter()
+        admitted = ended if self.admitted_at is None else self.admitted_at
+        answered = ended if self.answered_at is None else self.answered_at
+        prepared = self.prepared
+        num_new = sum(len(choice.tokens) for choice in self.choices)
+        self.completion = Completion(
+            choices=tuple(c.build() for c in self.choices if c.finish_reason is not None),
+            method=prepared.request.method,
+            report=Report(
+                num_prompt_tokens=len(prepared.prompt),
+                num_new_tokens=num_new,
+                num_forward_passes=self.num_passes,
+                tokens_per_pass=num_new / max(self.num_passes, 1),
+                num_cached_tokens=self.num_cached_tokens,
+                queue_seconds=admitted - self.submitted_at,
+                prefill_seconds=answered - admitted,
+                decode_seconds=ended - answered,
+                num_preemptions=self.num_preemptions,
+                exact=prepared.method.exact,
+            ),
+            prompt_tokens=prepared.prompt,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+        self.events.append(Event(completion=self.completion))
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """One forward request waiting for its pass, perhaps in several chunks."""
+
+    run: Run
+    request: ForwardRequest
+    num_done: int = 0
+    """Tokens of the request that have been run."""
+    rows: dict[int, RowResult] = field(default_factory=dict)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    logits: dict[int, torch.Tensor] = field(default_factory=dict)
+    page_keys: list[bytes] | None = None
+    """Content keys of a prompt's pages, for prefix sharing."""
+    twin: Job | None = None
+    """The unconditional job whose logits this one's are contrasted with."""
+    is_twin: bool = False
+    first_contrasted_row: int = 0
+    """Rows from here on draw from contrasted logits, if there is a twin."""
+    row_shift: int = 0
+    """On a twin: its row i belongs to row i - row_shift of the other job."""
+    held: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Logits of rows, by the row of the conditional job, that wait for their counterpart."""
+
+    @property
+    def sequence(self) -> Sequence:
+        """Where it runs."""
+        return self.request.sequence
+
+    @cached_property
+    def row_order(self) -> dict[int, int]:
+        """Which output row (0, 1, ...) an offset into the request's tokens is."""
+        return {row: order for order, row in enumerate(self.request.output_rows)}
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens still to run, replays aside."""
+        return len(self.request.tokens) - self.num_done
+
+    @property
+    def is_complete(self) -> bool:
+        """Are all tokens run and all rows answered?"""
+        if self.num_remaining:
+            return False
+        return self.is_twin or len(self.rows) == len(self.request.output_rows)
+
+    def result(self) -> ForwardResult:
+        """The answers in the order of the request's rows."""
+        rows, wants = self.request.output_rows, self.request.outputs
+        answers = [self.rows[row] for row in rows]
+        for answer in answers:
+            if answer.error is not None:
+                raise RequestFailed(answer.error)
+        return ForwardResult(
+            tokens=[a.token for a in answers if a.token is not None],
+            logprobs=[a.logprob for a in answers if a.logprob is not None],
+            entropies=[a.entropy for a in answers if a.entropy is not None],
+            margins=[a.margin for a in answers if a.margin is not None],
+            top=[a.top for a in answers] if wants.top else [],
+            best=[a.best for a in answers] if wants.best else [],
+            given=[a.given for a in answers if a.given is not None],
+            hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
+            logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
+        )
+
+
+class Run:
+    """One generator and all it holds; implements `core.method.Context`."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        choice: int,
+        arrival: int,
+        abilities: Abilities,
+        roles: dict[str, Role],
+        rules: EndRules,
+        guide: GuideState | None,
+    ) -> None:
+        self.handle = handle
+        self.prepared = handle.prepared
+        self.choice = choice
+        self.arrival = arrival
+        self.guide = guide
+        self._abilities = abilities
+        self._roles = roles
+        self._rules = rules
+        self.family: dict[Sequence, None] = {}
+        """All open sequences of this run."""
+        self.twins: dict[Sequence, Sequence] = {}
+        """Unconditional twins of the sequences that methods use."""
+        self.jobs: list[Job] = []
+        self.generator: Decoding | None = None
+        self.num_pages_needed = 0
+        """Pages it takes to (re)admit the run."""
+
+    # ------------------------------------------------------------------------------- as a Context
+    @property
+    def request(self) -> Request:
+        return self.prepared.request
+
+    @property
+    def prompt(self) -> Seq[int]:
+        return self.prepared.prompt
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.prepared.max_new_tokens
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._abilities
+
+    @property
+    def _choices(self) -> list[ChoiceBuilder]:
+        if self.prepared.method.makes_choices:
+            return self.handle.choices
+        return [self.handle.choices[self.choice]]
+
+    @property
+    def finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self._choices)
+
+    def sequence(self, role: str = "target") -> Sequence:
+        return self._roles[role].store.open(salt=self.prepared.salt, family=self.family)
+
+    def emit(
+        self,
+        tokens: Seq[int],
+        logprobs: Seq[float],
+        *,
+        alternatives: Seq[Seq[tuple[int, float]]] = (),
+        choice: int = 0,
+        score: float | None = None,
+    ) -> None:
+        assert len(tokens) == len(logprobs), f"{len(tokens)} tokens, {len(logprobs)} logprobs"
+        builder = self._choices[choice]
+        builder.score = score
+        text, made = "", 0
+        for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            if builder.finish_reason is not None:
+                break
+            others = alternatives[index] if alternatives else ()
+            text += builder.push(token, logprob, self.handle.num_passes, others)
+            made += 1
+        if made:
+            self.handle.events.append(
+                Event(
+                    text=text,
+                    tokens=tuple(tokens[:made]),
+                    choice=choice if self.prepared.method.makes_choices else self.choice,
+                    finish_reason=builder.finish_reason,
+                )
+            )
+
+    def ends(self, tokens: Seq[int]) -> bool:
+        return self._rules.ends(tokens)
+
+    def report_prompt(self, logprobs: Seq[float]) -> None:
+        self.handle.prompt_logprobs = list(logprobs)
+
+    # ------------------------------------------------------------------------------ as the engine's
+    def start(self) -> None:
+        """Create the generator and run it to its first requests."""
+        self.generator = self.prepared.method.decode(self)
+        self._gather(next(self.generator, None))
+
+    def advance(self) -> None:
+        """Send the results of the finished jobs and gather the next requests."""
+        assert self.generator is not None
+        if self.handle.answered_at is None:
+            self.handle.answered_at = time.perf_counter()
+        results = [job.result() for job in self.jobs if not job.is_twin]
+        try:
+            requests: list[ForwardRequest] | None = self.generator.send(results)
+        except StopIteration:
+            requests = None
+        self._gather(requests)
+
+    def close(self) -> None:
+        """End the generator, if it still runs, and free every page."""
+        if self.generator is not None:
+            self.generator.close()
+        for sequence in list(self.family):
+            sequence.close()
+        self.jobs = []
+
+    @property
+    def is_over(self) -> bool:
+        """Has the generator returned?"""
+        return self.generator is not None and not self.jobs
+
+    def _gather(self, requests: list[ForwardRequest] | None) -> None:
+        self.jobs = []
+        for request in requests or ():
+            assert request.tokens, "a method asked to run no tokens"
+            request.attention.check(len(request.tokens))
+            request.sequence.store.discard(request.sequence, request.start)
+            job = Job(run=self, request=request)
+            self.jobs.append(job)
+            if self.request.guidance_scale != 1.0 and request.role == "target":
+                self._add_twin(job)
+        for sequence in [owner for owner in self.twins if owner not in self.family]:
+            self.twins.pop(sequence).close()
+
+    def _add_twin(self, job: Job) -> None:
+        negative = self.prepared.negative_prompt
+        assert negative is not None, "guidance without a negative prompt"
+        request, num_prompt = job.request, len(self.prompt)
+        if request.end < num_prompt:
+            return
+        if request.sequence not in self.twins:
+            self.twins[request.sequence] = self.sequence()
+        twin = self.twins[request.sequence]
+        counterpart = unconditional(request, twin, num_prompt=num_prompt, negative=negative)
+        twin.store.discard(twin, counterpart.start)
+        job.first_contrasted_row = max(0, num_prompt - 1 - request.start)
+        shift = request.start - num_prompt + len(negative) - counterpart.start
+        job.twin = Job(run=self, request=counterpart, is_twin=True, row_shift=shift)
+        self.jobs.append(job.twin)

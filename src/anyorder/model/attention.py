@@ -1,0 +1,106 @@
+"""Self-attention of one layer: project, rotate, cache, attend, project back.
+
+Queries, keys and values come from one fused projection: on a CPU, and for one token, the number of
+calls weighs as much as the arithmetic.
+
+Shape suffixes: N packed tokens, W width of the residual stream, H query heads, G key/value heads,
+T = H + 2G all heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
+from anyorder.model.backends import sdpa
+from anyorder.model.config import ModelConfig
+from anyorder.model.layers import RmsNorm
+from anyorder.model.rotary import Rotation, rotate
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Slope of each head (arXiv 2108.12409): a geometric sequence, for 2^n heads; other counts take
+    every second slope of the next power of two for the rest."""
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * head + 1) / power) for head in range(num_heads - power)]
+    return tuple(slopes)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_width = config.head_width
+        self.clip = config.clip_qkv
+        self.qk_norm = config.qk_norm
+        self.pattern = sdpa.Pattern(
+            scale=config.layers[layer].attention_scale,
+            window=config.layers[layer].window,
+            slopes=alibi_slopes(config.num_heads) if config.alibi else None,
+        )
+        query_width = config.num_heads * config.head_width
+        key_width = config.num_kv_heads * config.head_width
+        self.qkv = nn.Linear(config.width, query_width + 2 * key_width, bias=config.qkv_bias)
+        self.out = nn.Linear(query_width, config.width, bias=config.output_bias)
+        if config.qk_norm != "none":
+            per_head = config.qk_norm == "head"
+            widths = (config.head_width,) * 2 if per_head else (query_width, key_width)
+            self.query_norm = RmsNorm(widths[0], config.norm_epsilon)
+            self.key_norm = RmsNorm(widths[1], config.norm_epsilon)
+
+    def forward(
+        self,
+        x_NW: torch.Tensor,
+        rotation: Rotation | None,
+        batch: PackedBatch,
+        pool: KeyValuePool | None,
+    ) -> torch.Tensor:
+        """Same shape as `x_NW`; new keys and values are in the pool when it returns."""
+        heads_NTD = self.qkv(x_NW)
+        if self.clip is not None:
+            heads_NTD = heads_NTD.clamp(-self.clip, self.clip)
+        heads_NTD = heads_NTD.view(len(x_NW), -1, self.head_width)
+        num_queries = self.num_heads
+        turned_NTD = heads_NTD[:, : num_queries + self.num_kv_heads]
+        if self.qk_norm != "none":
+            turned_NTD = self._normalize(turned_NTD)
+        if rotation is not None:
+            turned_NTD = rotate(turned_NTD, rotation)
+        queries_NHD, keys_NGD = turned_NTD[:, :num_queries], turned_NTD[:, num_queries:]
+        values_NGD = heads_NTD[:, num_queries + self.num_kv_heads :]
+        if batch.slots_N is not None:
+            assert pool is not None, "a batch with slots needs a pool to write to"
+            pool.write(self.layer, batch.slots_N, keys_NGD, values_NGD)
+        if len(batch.groups) == 1:
+            mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], pool)
+        else:
+            parts = []
+            for group in batch.groups:
+                new = queries_NHD[group.rows], keys_NGD[group.rows], values_NGD[group.rows]
+                parts.append(self._attend(*new, group, pool))
+            mixed = torch.cat(parts)
+        return self.out(mixed)  # type: ignore[no-any-return]
+
+    def _attend(
+        self,
+        queries_NHD: torch.Tensor,
+        keys_NGD: torch.Tensor,
+        values_NGD: torch.Tensor,
+        group: AttentionGroup,
+        pool: KeyValuePool | None,
+    ) -> torch.Tensor:
+        return sdpa.attend(queries_NHD, keys_NGD, values_NGD, group, pool, self.layer, self.pattern)
+
+    def _normalize(self, turned_NTD: torch.Tensor) -> torch.Tensor:
+        """Queries and keys, normalised head by head or over all heads at once."""
+        queries, keys = torch.split(turned_NTD, [self.num_heads, self.num_kv_heads], dim=1)
+        if self.qk_norm == "full":
+            queries, keys = self.query_norm(queries.flatten(1)), self.key_norm(keys.flatten(1))
+            return torch.cat((queries, keys), dim=-1).view_as(turned_NTD)
+        return torch.cat((self.query_norm(queries), self.key_norm(keys)), dim=1)

@@ -1,0 +1,184 @@
+"""What a decoder looks like, as data: everything that varies between model families.
+
+One stack (`transformer.Transformer`) reads this and branches on it; it knows no family's name. The
+files in `architectures/` translate a checkpoint's own configuration into a `ModelConfig`.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+"""gelu is the exact one (erf), gelu_tanh its tanh approximation."""
+NormPlacement = Literal["before", "after_residual", "around", "after_branch"]
+"""before: x + f(norm(x)). after_residual: norm(x + f(x)) (OPT-350m).
+around: x + norm(f(norm(x))) (Gemma 3). after_branch: x + norm(f(x)) (OLMo 2)."""
+
+
+# ------------------------------------------------------------------------------ rotary positions
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Positions divided by `factor` (position interpolation, arXiv 2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NtkScaling:
+    """The base stretched once and for all, so that low frequencies slow down by `factor` and high
+    ones hardly change (NTK-aware interpolation)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """NTK-aware with a factor that grows with the length once `original_length` is passed.
+
+    A token at position p is rotated as if the sequence were p + 1 long. That makes the rotation a
+    function of the position alone, whatever passes the tokens are split into. transformers rotates
+    all tokens of one call by the call's last position; the two agree up to `original_length` and
+    for tokens decoded one by one after it.
+    """
+
+    factor: float
+    original_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071): high frequencies kept, low ones interpolated, a ramp between."""
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0
+    """Cosine and sine are multiplied by it ("attention factor")."""
+    truncate: bool = True
+    """Round the ramp's ends to whole dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1: wavelengths over the original context slowed down by `factor`, smoothly."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrequencyDivisors:
+    """Each frequency divided by its own number, as GGUF files store a scaling."""
+
+    divisors: tuple[float, ...]
+
+
+RopeScaling = (
+    LinearScaling | NtkScaling | DynamicScaling | YarnScaling | Llama3Scaling | FrequencyDivisors
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions (arXiv 2104.09864) in the half-and-half layout."""
+
+    width: int
+    """Leading dimensions of each head that are rotated."""
+    base: float = 10_000.0
+    scaling: RopeScaling | None = None
+
+
+# ----------------------------------------------------------------------------------------- layers
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A mixture-of-experts MLP: each token goes to its `per_token` likeliest experts."""
+
+    num: int
+    per_token: int
+    width: int
+    normalize: bool
+    """Make the chosen experts' weights add up to 1."""
+    shared_width: int = 0
+    """Inner width of an expert that every token visits; 0: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """What may differ from layer to layer."""
+
+    rope: Rope | None = None
+    window: int | None = None
+    """A token sees itself and at most the `window - 1` positions before it; None: all."""
+    attention_scale: float
+    """Queries times keys are multiplied by it."""
+    experts: Experts | None = None
+    """None: a dense MLP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One decoder-only language model."""
+
+    architecture: str
+    """Name of the file in `architectures/` that reads its checkpoints."""
+    vocabulary_size: int
+    width: int
+    """Of the residual stream."""
+    context_length: int
+    layers: tuple[LayerConfig, ...]
+    end_tokens: frozenset[int] = frozenset()
+
+    # Attention
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """head: each head's queries and keys on their own. full: all heads' queries together."""
+    clip_qkv: float | None = None
+    alibi: bool = False
+    """Attention scores fall linearly with distance (arXiv 2108.12409)."""
+
+    # MLP
+    mlp_width: int
+    activation: Activation
+    gated: bool
+    mlp_bias: bool = False
+
+    # Residual stream
+    norm: Literal["rms", "layer"]
+    norm_epsilon: float
+    norm_bias: bool = True
+    """Of layer norms."""
+    norm_scale_offset: float = 0.0
+    """What checkpoints leave off the norms' scale (Gemma: 1); added on loading."""
+    norm_placement: NormPlacement = "before"
+    parallel_residual: bool = False
+    """x + attention(norm(x)) + mlp(norm(x)), each with its own norm (GPT-NeoX)."""
+    final_norm: bool = True
+
+    # Embeddings
+    embedding_width: int | None = None
+    """Set where it differs from `width`; projections lead in and out (OPT-350m)."""
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    learned_positions: int = 0
+    """Rows of a learned position table; 0: none."""
+    position_offset: int = 0
+    """Row of position 0 in that table."""
+    tied_embeddings: bool = True
+    head_bias: bool = False
+    logit_cap: float | None = None
+    """Logits are squashed into (-cap, cap) by tanh."""
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The distinct rotary embeddings of the layers."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))

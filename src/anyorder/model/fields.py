@@ -1,0 +1,206 @@
+"""A checkpoint's configuration file, read field by field with types checked.
+
+Everything in it comes from strangers, so a missing field, a text where a number belongs or a size
+beyond all reason is answered with a CheckpointError that names the field. Remote code that the file
+may point to (`auto_map`) is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from anyorder.core.errors import CheckpointError
+from anyorder.model.config import (
+    Activation,
+    DynamicScaling,
+    FrequencyDivisors,
+    LinearScaling,
+    Llama3Scaling,
+    NtkScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_LARGEST = 2**31
+
+
+class Fields:
+    """Typed access to a JSON object. A field that is null counts as absent."""
+
+    def __init__(self, data: Mapping[str, Any], origin: str) -> None:
+        self._data = data
+        self.origin = origin
+        """What the object is called in messages: a file, a part of it."""
+
+    def has(self, name: str) -> bool:
+        """Is the field there, and not null?"""
+        return self._data.get(name) is not None
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number from 0 to 2^31."""
+        value = self._value(name, default)
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            raise self._wrong(name, value, "a whole number from 0 to 2^31")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self._wrong(name, value, "a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """true or false."""
+        value = self._value(name, default)
+        if type(value) is not bool:
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a text")
+        return value
+
+    def texts(self, name: str, length: int) -> tuple[str, ...]:
+        """A list of `length` strings."""
+        value = self._value(name, None)
+        if (
+            not isinstance(value, list)
+            or len(value) != length
+            or not all(isinstance(item, str) for item in value)
+        ):
+            raise self._wrong(name, value, f"a list of {length} texts")
+        return tuple(value)
+
+    def integers(self, name: str) -> frozenset[int]:
+        """A whole number or a list of them; empty where the field is absent."""
+        value = self._data.get(name)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(item) is int and 0 <= item <= _LARGEST for item in values):
+            raise self._wrong(name, value, "a whole number or a list of them")
+        return frozenset(values)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        value = self._value(name, None)
+        if not isinstance(value, list | tuple) or not all(
+            type(item) in (int, float) and math.isfinite(item) for item in value
+        ):
+            raise self._wrong(name, value, "a list of numbers")
+        return tuple(float(item) for item in value)
+
+    def inside(self, name: str) -> Fields:
+        """A nested object; empty where the field is absent."""
+        value = self._data.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object")
+        return Fields(value or {}, f"{name!r} of {self.origin}")
+
+    def activation(self, name: str, default: str | None = None) -> Activation:
+        """One of the activations that the stack has."""
+        value = self.text(name, default)
+        if value not in _ACTIVATIONS:
+            raise self._wrong(name, value, f"one of {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[value]
+
+    def refuse(self, name: str, why: str) -> CheckpointError:
+        """An error about a field whose value the stack cannot honour."""
+        return CheckpointError(f"{name} = {self._data.get(name)!r} in {self.origin}: {why}")
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self._data.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"{self.origin} lacks the field {name!r}.")
+        return value
+
+    def _wrong(self, name: str, value: object, allowed: str) -> CheckpointError:
+        shown = repr(value)
+        shown = shown if len(shown) < 80 else shown[:77] + "..."
+        return CheckpointError(f"{name!r} in {self.origin} must be {allowed}, got {shown}.")
+
+
+# ----------------------------------------------------------------------------------------- rotary
+def read_rope(
+    fields: Fields, head_width: int, *, base: float = 10_000.0, parameters: Fields | None = None
+) -> Rope:
+    """The rotary embedding of a configuration, in its old form (`rope_theta`, `rope_scaling`) or
+    its new one (`rope_parameters`). `parameters` overrides where to look for the scaling."""
+    if parameters is None:
+        name = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"
+        parameters = fields.inside(name)
+    base = parameters.number("rope_theta", fields.number("rope_theta", base))
+    share = parameters.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    width = int(head_width * share)
+    if width < 2 or width % 2 or width > head_width:
+        raise fields.refuse("partial_rotary_factor", f"gives {width} rotated dimensions.")
+    return Rope(width=width, base=base, scaling=_read_scaling(fields, parameters))
+
+
+def _read_scaling(fields: Fields, parameters: Fields) -> RopeScaling | None:
+    kind = parameters.text("rope_type", parameters.text("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "divisors":
+        return FrequencyDivisors(divisors=parameters.numbers("divisors"))
+    context = fields.integer("max_position_embeddings")
+    original = fields.integer(
+        "original_max_position_embeddings",
+        parameters.integer("original_max_position_embeddings", context),
+    )
+    if kind == "yarn":
+        return _read_yarn(parameters, context, original)
+    factor = parameters.number("factor")
+    if kind == "linear":
+        return LinearScaling(factor=factor)
+    if kind == "ntk":
+        return NtkScaling(factor=factor)
+    if kind == "dynamic":
+        return DynamicScaling(factor=factor, original_length=context)
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=factor,
+            low_frequency_factor=parameters.number("low_freq_factor"),
+            high_frequency_factor=parameters.number("high_freq_factor"),
+            original_length=original,
+        )
+    raise CheckpointError(
+        f"rope scaling {kind!r} in {fields.origin} is not supported; supported are default, "
+        "linear, ntk, dynamic, yarn, llama3."
+    )
+
+
+def _read_yarn(parameters: Fields, context: int, original: int) -> YarnScaling:
+    factor = parameters.number("factor", context / original)
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    inferred = magnitude(1.0)
+    weight, all_weight = parameters.number("mscale", 0.0), parameters.number("mscale_all_dim", 0.0)
+    if weight and all_weight:
+        inferred = magnitude(weight) / magnitude(all_weight)
+    return YarnScaling(
+        factor=factor,
+        original_length=original,
+        beta_fast=parameters.number("beta_fast", 32.0),
+        beta_slow=parameters.number("beta_slow", 1.0),
+        magnitude=parameters.number("attention_factor", inferred),
+        truncate=parameters.flag("truncate", True),
+    )

@@ -1,0 +1,151 @@
+"""A network from a checkpoint: every parameter filled part by part, every part checked.
+
+The network is built without memory (meta device) and all names and shapes are compared before
+anything is allocated. Then each parameter is made in its final type and filled tensor by tensor, so
+that loading needs the size of the network and one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from anyorder.core.errors import CheckpointError
+from anyorder.model.architecture import architecture, name_map
+from anyorder.model.config import ModelConfig
+from anyorder.model.naming import FUSED, NameMap, Stored, TensorSource
+from anyorder.model.transformer import Transformer
+
+Progress = Callable[[int, int], None]
+"""Called with (parameters filled, parameters in all)."""
+
+_NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
+
+
+def load_network(
+    config: ModelConfig,
+    source: TensorSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Transformer:
+    """The network that `config` describes with the weights of `source`, in evaluation mode.
+
+    CheckpointError names the tensor that is missing, damaged, left over, or of another shape than
+    the configuration says.
+    """
+    with torch.device("meta"):
+        network = Transformer(config)
+    names, prefix = name_map(config, source)
+    parameters = dict(network.named_parameters())
+    _check(parameters, config, source, names, prefix)
+    for count, (name, empty) in enumerate(parameters.items(), start=1):
+        filled = torch.empty(empty.shape, dtype=dtype, device=device)
+        for part in _parts(name, filled, config, names, prefix):
+            _fill(part, source, config)
+        if config.norm_scale_offset and "norm" in name and source.format == "safetensors":
+            filled += config.norm_scale_offset
+        module_name, _, attribute = name.rpartition(".")
+        parameter = torch.nn.Parameter(filled, requires_grad=False)
+        setattr(network.get_submodule(module_name), attribute, parameter)
+        if progress is not None:
+            progress(count, len(parameters))
+    return network.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """A view of a parameter and the tensor that fills it."""
+
+    tensor: str
+    stored: Stored
+    target: torch.Tensor
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.target.shape)
+        return shape[::-1] if self.stored.transposed else shape
+
+
+def _parts(
+    name: str, parameter: torch.Tensor, config: ModelConfig, names: NameMap, prefix: str
+) -> Iterator[_Part]:
+    """What fills the parameter: one tensor, one per fused projection, or one per expert."""
+    stem, _, attribute = name.rpartition(".")
+    numbered = re.match(r"layers\.(\d+)\.(.*)", stem)
+    layer, key = (numbered[1], f"layers.{{layer}}.{numbered[2]}") if numbered else ("", stem)
+    module = numbered[2] if numbered else stem
+    if key in names:
+        pieces = {key: parameter}
+    else:
+        assert module in FUSED, f"{config.architecture} has no name for {key}"
+        keys = [key.replace(module, part) for part in FUSED[module]]
+        if module == "attention.qkv":
+            heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+            rows = [count * config.head_width for count in heads]
+        else:
+            rows = [parameter.shape[-2 if attribute == "weight" else -1] // 2] * 2
+        split = torch.split(parameter, rows, dim=-2 if attribute == "weight" else -1)
+        pieces = dict(zip(keys, split, strict=True))
+    for key, piece in pieces.items():
+        entry = names[key]
+        stored = entry if isinstance(entry, Stored) else Stored(name=entry)
+        # Only weights are transposed; a bias or a norm's scale is a plain row.
+        if stored.transposed and piece.dim() < 2:
+            stored = Stored(name=stored.name, order=stored.order)
+        plain = prefix + stored.name.replace("{layer}", layer)
+        if key == "head":
+            plain = plain.removeprefix(prefix)
+        if "{expert}" not in plain:
+            yield _Part(tensor=f"{plain}.{attribute}", stored=stored, target=piece)
+            continue
+        for expert in range(len(piece)):
+            tensor = f"{plain.replace('{expert}', str(expert))}.{attribute}"
+            yield _Part(tensor=tensor, stored=stored, target=piece[expert])
+
+
+def _check(
+    parameters: dict[str, torch.nn.Parameter],
+    config: ModelConfig,
+    source: TensorSource,
+    names: NameMap,
+    prefix: str,
+) -> None:
+    """Compare all names and shapes with what the configuration calls for."""
+    unused = set(source.names())
+    for name, parameter in parameters.items():
+        for part in _parts(name, parameter, config, names, prefix):
+            if part.tensor not in unused:
+                raise CheckpointError(
+                    f"the checkpoint lacks tensor {part.tensor!r}; fetch it again."
+                )
+            unused.discard(part.tensor)
+            shape = source.shape(part.tensor)
+            if shape != part.stored_shape:
+                raise CheckpointError(
+                    f"tensor {part.tensor!r} has shape {list(shape)}, but the configuration calls "
+                    f"for {list(part.stored_shape)}."
+                )
+    ignored = (*_NOT_WEIGHTS, *architecture(config.architecture).ignored)
+    if config.tied_embeddings:
+        head = names["head"]
+        ignored += (f"{head.name if isinstance(head, Stored) else head}.weight",)
+    left = sorted(name for name in unused if not name.endswith(ignored))
+    if left:
+        raise CheckpointError(
+            f"the checkpoint holds {len(left)} tensors that {config.architecture} does not have, "
+            f"the first is {left[0]!r}; it may be of another kind than its configuration says."
+        )
+
+
+def _fill(part: _Part, source: TensorSource, config: ModelConfig) -> None:
+    values = source.read(part.tensor)
+    if part.stored.transposed:
+        values = values.T
+    if part.stored.order is not None:
+        values = part.stored.order(values, config)
+    part.target.copy_(values)

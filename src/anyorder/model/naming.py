@@ -1,0 +1,128 @@
+"""Where a network's parameters come from: names and layouts of checkpoint tensors.
+
+A network fuses what checkpoints keep apart (queries, keys and values; gate and up; all experts of a
+layer). Here every parameter is broken into *parts*, each named like
+`layers.{layer}.attention.q.weight`; a family's name map says which tensor holds a part and how its
+rows lie. Checkpoints that are fused themselves name the fused part.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from anyorder.model.config import ModelConfig
+
+
+class TensorSource(Protocol):
+    """Named tensors of one checkpoint, read one at a time."""
+
+    @property
+    def format(self) -> Literal["safetensors", "gguf"]:
+        """Whose naming convention the tensors follow."""
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Its values, in a floating-point type. CheckpointError when they are damaged."""
+
+
+RowOrder = Callable[["torch.Tensor", "ModelConfig"], "torch.Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """How a checkpoint stores a part that is not simply a tensor of the same layout."""
+
+    name: str
+    """Without ".weight" or ".bias"."""
+    transposed: bool = False
+    """Weights lie [in, out]."""
+    order: RowOrder | None = None
+    """Puts the stored rows into our order."""
+
+
+NameMap = Mapping[str, str | Stored]
+"""Part, with {layer} and {expert} as placeholders, without ".weight" -> tensor."""
+
+FUSED = {
+    "attention.qkv": ("attention.q", "attention.k", "attention.v"),
+    "mlp.gate_up": ("mlp.gate", "mlp.up"),
+    "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
+    "mlp.experts.gate_up": ("mlp.experts.gate", "mlp.experts.up"),
+}
+"""Fused linear layer -> its parts, in the order of rows."""
+
+
+# -------------------------------------------------------------------------------------- row orders
+def heads_from_pairs(weight: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Undo the row order that puts rotary pairs side by side: (0, 1), (2, 3), ... of each head."""
+    heads = weight.reshape(-1, config.head_width // 2, 2, *weight.shape[1:])
+    return heads.transpose(1, 2).reshape(weight.shape)
+
+
+def qkv_from_heads(weight: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """From (query, key, value) head by head to all queries, then all keys, then all values."""
+    heads = weight.reshape(config.num_heads, 3, config.head_width, *weight.shape[1:])
+    return heads.transpose(0, 1).reshape(weight.shape)
+
+
+# --------------------------------------------------------------------------------- common name maps
+LLAMA_NAMES: NameMap = {
+    "embedding": "embed_tokens",
+    "final_norm": "norm",
+    "head": "lm_head",
+    "layers.{layer}.attention_norm": "layers.{layer}.input_layernorm",
+    "layers.{layer}.attention.q": "layers.{layer}.self_attn.q_proj",
+    "layers.{layer}.attention.k": "layers.{layer}.self_attn.k_proj",
+    "layers.{layer}.attention.v": "layers.{layer}.self_attn.v_proj",
+    "layers.{layer}.attention.out": "layers.{layer}.self_attn.o_proj",
+    "layers.{layer}.attention.query_norm": "layers.{layer}.self_attn.q_norm",
+    "layers.{layer}.attention.key_norm": "layers.{layer}.self_attn.k_norm",
+    "layers.{layer}.mlp_norm": "layers.{layer}.post_attention_layernorm",
+    "layers.{layer}.mlp.gate": "layers.{layer}.mlp.gate_proj",
+    "layers.{layer}.mlp.up": "layers.{layer}.mlp.up_proj",
+    "layers.{layer}.mlp.down": "layers.{layer}.mlp.down_proj",
+}
+"""LLaMA's names, which most later families share."""
+
+GGUF_NAMES: NameMap = {
+    "embedding": "token_embd",
+    "embedding_norm": "token_embd_norm",
+    "positions": "position_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+    "layers.{layer}.attention_norm": "blk.{layer}.attn_norm",
+    "layers.{layer}.attention.qkv": "blk.{layer}.attn_qkv",
+    "layers.{layer}.attention.q": "blk.{layer}.attn_q",
+    "layers.{layer}.attention.k": "blk.{layer}.attn_k",
+    "layers.{layer}.attention.v": "blk.{layer}.attn_v",
+    "layers.{layer}.attention.out": "blk.{layer}.attn_output",
+    "layers.{layer}.attention.query_norm": "blk.{layer}.attn_q_norm",
+    "layers.{layer}.attention.key_norm": "blk.{layer}.attn_k_norm",
+    "layers.{layer}.attention_out_norm": "blk.{layer}.post_attention_norm",
+    "layers.{layer}.mlp_norm": "blk.{layer}.ffn_norm",
+    "layers.{layer}.mlp_out_norm": "blk.{layer}.post_ffw_norm",
+    "layers.{layer}.mlp.gate": "blk.{layer}.ffn_gate",
+    "layers.{layer}.mlp.up": "blk.{layer}.ffn_up",
+    "layers.{layer}.mlp.down": "blk.{layer}.ffn_down",
+    "layers.{layer}.mlp.router": "blk.{layer}.ffn_gate_inp",
+    "layers.{layer}.mlp.experts.gate": "blk.{layer}.ffn_gate_exps",
+    "layers.{layer}.mlp.experts.up": "blk.{layer}.ffn_up_exps",
+    "layers.{layer}.mlp.experts.down": "blk.{layer}.ffn_down_exps",
+    "layers.{layer}.mlp.shared_gate": "blk.{layer}.ffn_gate_inp_shexp",
+    "layers.{layer}.mlp.shared.gate": "blk.{layer}.ffn_gate_shexp",
+    "layers.{layer}.mlp.shared.up": "blk.{layer}.ffn_up_shexp",
+    "layers.{layer}.mlp.shared.down": "blk.{layer}.ffn_down_shexp",
+}
+"""GGUF names tensors alike in all families."""

@@ -1,0 +1,121 @@
+"""A folder of safetensors files as a source of tensors: one file, or shards with an index.
+
+Nothing is executed: pickled weights are refused, an index may not lead out of its folder, and every
+damaged file is answered with one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+
+from anyorder.core.errors import CheckpointError
+
+_INDEX = "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TYPES = ("F64", "F32", "F16", "BF16")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; CheckpointError if the file is missing or is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(data).__name__}.")
+    return data
+
+
+class SafetensorsFolder:
+    """`naming.TensorSource` over the *.safetensors of a folder; files are mapped, not read."""
+
+    format: Literal["safetensors"] = "safetensors"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[Path, Any] = {}
+        self._file_of: dict[str, Path] = {}
+        index = folder / _INDEX
+        if index.exists():
+            self._read_index(index)
+            return
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise CheckpointError(_no_weights(folder))
+        for path in paths:
+            self._file_of |= dict.fromkeys(self._open(path).keys(), path)
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name."""
+        return self._file_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it."""
+        return tuple(self._slice(name).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        """Its values as stored."""
+        kind = self._slice(name).get_dtype()
+        if kind not in _TYPES:
+            raise CheckpointError(
+                f"tensor {name!r} in {self._file_of[name]} is of type {kind}; supported are "
+                f"{', '.join(_TYPES)}. Convert the checkpoint to one of them."
+            )
+        tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
+        return tensor
+
+    def _slice(self, name: str) -> Any:
+        path = self._file_of[name]
+        try:
+            return self._open(path).get_slice(name)
+        except safetensors.SafetensorError:
+            raise CheckpointError(
+                f"{self._folder / _INDEX} promises tensor {name!r} in {path.name}, which lacks it."
+            ) from None
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                self._files[path] = safetensors.safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise CheckpointError(f"{path} is missing; fetch the checkpoint again.") from None
+            except (safetensors.SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} is not a complete safetensors file ({error}); fetch it again."
+                ) from None
+        return self._files[path]
+
+    def _read_index(self, index: Path) -> None:
+        file_of = read_json(index).get("weight_map")
+        if not isinstance(file_of, dict) or not file_of:
+            raise CheckpointError(f'{index} has no "weight_map" of tensor names to files.')
+        for name, file in file_of.items():
+            # A plain name in this folder, so that a hostile index cannot open other files.
+            if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+                raise CheckpointError(
+                    f"{index} puts tensor {name!r} into {file!r}; only files of the same folder "
+                    "are allowed."
+                )
+            if Path(file).suffix != ".safetensors":
+                raise CheckpointError(
+                    f"{index} puts tensor {name!r} into {file!r}; only .safetensors are allowed."
+                )
+            self._file_of[name] = self._folder / file
+
+
+def _no_weights(folder: Path) -> str:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        return (
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are "
+            "opened; only .safetensors and .gguf are loaded. Convert them first."
+        )
+    return f"{folder} holds no .safetensors file."

@@ -1,0 +1,181 @@
+"""The one decoder stack that all families share.
+
+It runs packed tokens (`core.batch.PackedBatch`) and keeps keys and values in a `KeyValuePool`; it
+knows nothing of requests, methods or pages. Implements `core.batch.Network`.
+
+Shape suffixes: N packed tokens, M some of their rows, W width, V vocabulary, B sequences, T tokens
+each.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
+from anyorder.model.attention import Attention
+from anyorder.model.config import ModelConfig, NormPlacement
+from anyorder.model.layers import Mlp, make_norm
+from anyorder.model.rotary import Rotation, rotation
+
+
+class Layer(nn.Module):
+    """Attention and MLP on a residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+
+        def norm_if(*placements: NormPlacement) -> nn.Module | None:
+            return make_norm(config, config.width) if config.norm_placement in placements else None
+
+        self.parallel = config.parallel_residual
+        self.attention = Attention(config, index)
+        self.mlp = Mlp(config)
+        self.attention_norm = norm_if("before", "around")
+        self.attention_out_norm = norm_if("around", "after_branch")
+        self.attention_residual_norm = norm_if("after_residual")
+        self.mlp_norm = norm_if("before", "around")
+        self.mlp_out_norm = norm_if("around", "after_branch")
+        self.mlp_residual_norm = norm_if("after_residual")
+
+    def forward(
+        self,
+        x_NW: torch.Tensor,
+        rotation: Rotation | None,
+        batch: PackedBatch,
+        pool: KeyValuePool | None,
+    ) -> torch.Tensor:
+        """Same shape as `x_NW`."""
+        branch_NW = self.attention(_apply(self.attention_norm, x_NW), rotation, batch, pool)
+        sum_NW = x_NW + _apply(self.attention_out_norm, branch_NW)
+        sum_NW = _apply(self.attention_residual_norm, sum_NW)
+        branch_NW = self.mlp(_apply(self.mlp_norm, x_NW if self.parallel else sum_NW))
+        sum_NW = sum_NW + _apply(self.mlp_out_norm, branch_NW)
+        return _apply(self.mlp_residual_norm, sum_NW)
+
+
+def _apply(norm: nn.Module | None, x_NW: torch.Tensor) -> torch.Tensor:
+    return x_NW if norm is None else norm(x_NW)
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        embedding_width = config.embedding_width or config.width
+        self.embedding = nn.Embedding(config.vocabulary_size, embedding_width)
+        if config.learned_positions:
+            self.positions = nn.Embedding(config.learned_positions, config.width)
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config, config.width)
+        if config.embedding_width is not None:
+            self.project_in = nn.Linear(embedding_width, config.width, bias=False)
+            self.project_out = nn.Linear(config.width, embedding_width, bias=False)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
+        self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
+        if not config.tied_embeddings:
+            self.head = nn.Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
+
+    @classmethod
+    def random(
+        cls,
+        config: ModelConfig,
+        *,
+        seed: int,
+        spread: float = 0.2,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Transformer:
+        """A model with random weights, the same for the same seed on every device.
+
+        `spread` is the weights' standard deviation; the default gives tiny models logits that are
+        far from flat, so that tests see a wrong weight or position.
+        """
+        network = cls(config).requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.normal_(0.0, spread, generator=generator)
+                if "norm" in name and name.endswith("weight"):
+                    parameter.add_(1.0)
+        return network.to(device=device, dtype=dtype).eval()
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, head width) of every layer."""
+        return [(self.config.num_kv_heads, self.config.head_width)] * len(self.config.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, activations and cache live."""
+        return self.embedding.weight.device
+
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
+        """Final hidden states [N, W], after the last norm (and projection, where there is one)."""
+        x_NW: torch.Tensor = self._embed(batch)
+        rotations = {
+            rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
+        }
+        for layer, config in zip(self.layers, self.config.layers, strict=True):
+            turn = None if config.rope is None else rotations[config.rope]
+            x_NW = layer(x_NW, turn, batch, pool)
+        x_NW = self.final_norm(x_NW)
+        if self.config.embedding_width is not None:
+            return self.project_out(x_NW)  # type: ignore[no-any-return]
+        return x_NW
+
+    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, V] of some rows of `hidden`."""
+        if self.config.tied_embeddings:
+            logits_MV = F.linear(hidden_MW, self.embedding.weight).float()
+        else:
+            logits_MV = self.head(hidden_MW).float()
+        if self.config.logit_cap is not None:
+            logits_MV = torch.tanh(logits_MV / self.config.logit_cap) * self.config.logit_cap
+        return logits_MV
+
+    def _embed(self, batch: PackedBatch) -> torch.Tensor:
+        x_NW: torch.Tensor = self.embedding(batch.tokens_N)
+        config = self.config
+        if config.embedding_scale != 1.0:
+            # Rounded to the weights' type first, as the models were trained.
+            x_NW = x_NW * torch.tensor(config.embedding_scale, dtype=x_NW.dtype).item()
+        if config.embedding_width is not None:
+            x_NW = self.project_in(x_NW)
+        if config.learned_positions:
+            x_NW = x_NW + self.positions(batch.positions_N + config.position_offset)
+        if config.embedding_norm:
+            x_NW = self.embedding_norm(x_NW)
+        return x_NW
+
+
+def dense_batch(tokens_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None) -> PackedBatch:
+    """Sequences of equal length from position 0, without a cache: for training and tests.
+
+    `visible_BTT` (bool; its first dimension may be 1) says which tokens see which; None is causal.
+    """
+    num_sequences, length = tokens_BT.shape
+    positions_BT = torch.arange(length, device=tokens_BT.device).expand(num_sequences, length)
+    group = AttentionGroup(
+        first_row=0,
+        num_requests=num_sequences,
+        num_queries=length,
+        pages_RP=None,
+        query_positions_RQ=positions_BT,
+        key_positions_RK=positions_BT,
+        visible_RQK=visible_BTT,
+    )
+    return PackedBatch(
+        tokens_N=tokens_BT.flatten(),
+        positions_N=positions_BT.flatten(),
+        slots_N=None,
+        groups=(group,),
+    )

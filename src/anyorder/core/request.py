@@ -68,6 +68,12 @@ def _is_list(value: object, kind: type) -> bool:
     )
 
 
+def _brief(value: object) -> str:
+    """At most one line of a value's repr."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One thing to generate, and every control over how. Also the sampling controls of a row."""
@@ -146,17 +152,22 @@ class Request:
                 or (prompt is None and name == "negative_prompt")
             ):
                 raise InvalidRequest(
-                    f"{name} must be text, a list of token ids or chat messages, got {prompt!r:.60}."
+                    f"{name} must be text, a list of token ids or of chat messages, got {_brief(prompt)}."
                 )
         for name in ("bad_words", "stop"):
             texts = getattr(self, name)
             if not _is_list(texts, str) or "" in texts:
-                raise InvalidRequest(f"{name} must be a list of non-empty texts, got {texts!r}.")
+                raise InvalidRequest(
+                    f"{name} must be a list of non-empty texts, got {_brief(texts)}."
+                )
         if not _is_list(self.stop_tokens, int):
-            raise InvalidRequest(f"stop_tokens must be a list of ids, got {self.stop_tokens!r}.")
+            raise InvalidRequest(
+                f"stop_tokens must be a list of ids, got {_brief(self.stop_tokens)}."
+            )
         for name in ("options", "logit_bias"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise InvalidRequest(f"{name} must be a mapping, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                raise InvalidRequest(f"{name} must be a mapping, got {_brief(value)}.")
         for token, bias in self.logit_bias.items():
             # Minus infinity bans a token. NaN and plus infinity would leave no distribution.
             if type(token) is not int or type(bias) not in (int, float) or not bias < math.inf:
@@ -165,7 +176,8 @@ class Request:
                 )
         if self.guide is not None and not isinstance(self.guide, Guide):
             raise InvalidRequest(
-                f"guide must be made by Guide.json_schema, regex, lark or choices, got {self.guide!r}."
+                "guide must come from Guide.json_schema, regex, lark or choices, got "
+                f"{_brief(self.guide)}."
             )
         if self.guide is not None and self.ignore_end:
             raise InvalidRequest("ignore_end and guide exclude each other: a guide ends the text.")

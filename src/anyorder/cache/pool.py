@@ -62,6 +62,12 @@ class Pool:
         index = pages_RP.flatten()
         return keys.index_select(0, index).view(shape), values.index_select(0, index).view(shape)
 
+    def clear_page(self, page: int) -> None:
+        """Zero one page of every layer. Attention multiplies what it does not see by zero, and zero
+        times what an earlier owner left there must not be NaN."""
+        for tensor in (*self.keys, *self.values):
+            tensor[page].zero_()
+
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page of every layer."""
         for tensor in (*self.keys, *self.values):

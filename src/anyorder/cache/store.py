@@ -100,6 +100,8 @@ class PagedStore:
             self._release(shared)
         while len(sequence.pages) < self.pages_for(end):
             sequence.pages.append(self._allocate())
+            if len(sequence.pages) * self.page_size > end:
+                self.pool.clear_page(sequence.pages[-1])
 
     def slots(self, sequence: Sequence, start: int, end: int) -> list[int]:
         """Pool slots of positions start .. end-1."""

@@ -6,7 +6,6 @@ that make them all), one `Job` per forward request that waits for its pass.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Sequence as Seq

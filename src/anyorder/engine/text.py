@@ -64,7 +64,7 @@ class EndRules:
 
 
 class ChoiceBuilder:
-    """Collects one choice's final tokens and turns them into text that never has to be taken back."""
+    """Collects one choice's final tokens and turns them into text that is never taken back."""
 
     def __init__(self, rules: EndRules) -> None:
         self._rules = rules

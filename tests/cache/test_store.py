@@ -1,0 +1,251 @@
+"""Pages: who holds them, copy on write, sharing, eviction. Content is checked through the pool."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from anyorder.cache.allocator import OutOfPages, PageAllocator
+from anyorder.cache.pool import Pool
+from anyorder.cache.prefix import page_keys
+from anyorder.cache.store import PagedStore
+from anyorder.core.forward import BIDIRECTIONAL, CAUSAL
+from anyorder.core.sequence import Sequence
+
+PAGE = 4
+
+
+def make_store(num_pages: int = 16) -> PagedStore:
+    pool = Pool(
+        [(1, 2)],
+        num_pages=num_pages,
+        page_size=PAGE,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    return PagedStore(pool, num_pages=num_pages)
+
+
+def run(store: PagedStore, sequence: Sequence, tokens: list[int], attention=CAUSAL) -> None:
+    """What the engine does for one piece; the 'network' caches each token's id as its key."""
+    start = sequence.num_resident
+    store.reserve(sequence, start + len(tokens))
+    slots = torch.tensor(store.slots(sequence, start, start + len(tokens)))
+    content = torch.tensor(tokens, dtype=torch.float32)[:, None, None].expand(-1, 1, 2)
+    store.pool.write(0, slots, content, -content)
+    store.commit(sequence, tokens, attention)
+
+
+def cached(store: PagedStore, sequence: Sequence) -> list[int]:
+    """Ids that the pool holds for the sequence's resident positions."""
+    if not sequence.num_resident:
+        return []
+    pages = torch.tensor([sequence.pages])
+    keys, values = store.pool.read(0, pages)
+    keys, values = keys[0, : sequence.num_resident], values[0, : sequence.num_resident]
+    assert torch.equal(keys, -values)
+    return [int(x) for x in keys[:, 0, 0]]
+
+
+def assert_consistent(store: PagedStore, sequences: list[Sequence]) -> None:
+    """Holders are exactly the sequences and the prefix cache; contents are the tokens."""
+    held = [page for sequence in sequences for page in sequence.pages]
+    for page in range(store.num_pages):
+        expected = held.count(page) + store.prefixes.knows(page)
+        assert store.allocator.holders(page) == expected, f"page {page}"
+    for sequence in sequences:
+        assert cached(store, sequence) == sequence.tokens[: sequence.num_resident]
+
+
+def test_allocator_hands_out_lowest_pages_and_runs_dry() -> None:
+    allocator = PageAllocator(3)
+    assert [allocator.allocate() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OutOfPages):
+        allocator.allocate()
+    allocator.retain(1)
+    assert allocator.release(1) == 1
+    assert allocator.num_free == 0
+    allocator.release(1)
+    allocator.release(0)
+    assert allocator.allocate() == 0
+
+
+def test_allocator_refuses_misuse() -> None:
+    allocator = PageAllocator(1)
+    with pytest.raises(AssertionError, match="is free"):
+        allocator.retain(0)
+    allocator.release(allocator.allocate())
+    with pytest.raises(AssertionError, match="more often"):
+        allocator.release(0)
+
+
+def test_page_keys_depend_on_everything_before_and_on_the_salt() -> None:
+    tokens = list(range(12))
+    keys = page_keys(tokens, PAGE, salt="a")
+    assert len(keys) == 3 and len(set(keys)) == 3
+    assert page_keys([*tokens[:11], 99], PAGE, salt="a")[:2] == keys[:2]
+    assert page_keys([99, *tokens[1:]], PAGE, salt="a")[1] != keys[1]
+    assert page_keys(tokens, PAGE, salt="b")[0] != keys[0]
+    assert page_keys(tokens, PAGE, salt="a", known=keys[:1]) == keys
+    assert page_keys(tokens[:3], PAGE, salt="a") == []
+
+
+def test_start_discards_what_was_cached_from_there_on() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, list(range(10)))
+    store.discard(sequence, 5)
+    run(store, sequence, [50, 60])
+    assert sequence.tokens == [0, 1, 2, 3, 4, 50, 60]
+    assert_consistent(store, [sequence])
+    with pytest.raises(AssertionError, match="hole"):
+        store.discard(sequence, 8)
+
+
+def test_fork_copies_only_the_page_it_writes() -> None:
+    store = make_store()
+    parent = store.open()
+    run(store, parent, list(range(10)))
+    child = parent.fork()
+    assert child.pages == parent.pages
+    run(store, child, [77])
+    assert child.pages[:2] == parent.pages[:2] and child.pages[2] != parent.pages[2]
+    run(store, parent, [88, 89])
+    assert_consistent(store, [parent, child])
+    assert cached(store, child) == [*range(10), 77]
+    parent.close()
+    parent.close()
+    assert_consistent(store, [child])
+    with child:
+        pass
+    assert store.num_available == store.num_pages
+
+
+def test_prefixes_are_found_again_and_evicted_from_their_ends() -> None:
+    store = make_store(num_pages=6)
+    first = store.open()
+    run(store, first, list(range(10)))
+    store.publish(first, 10)
+    first.close()
+    assert store.num_available == 6 and store.prefixes.num_idle == 2
+
+    again = store.open()
+    tokens = list(range(10))
+    assert store.attach(again, tokens, store.keys(tokens, ""), 9) == 8
+    assert again.tokens == tokens[:8]
+    assert_consistent(store, [again])
+    other = store.open(salt="private")
+    assert store.attach(other, tokens, store.keys(tokens, "private"), 9) == 0
+    again.close()
+
+    # Six pages are wanted, four are free: the prefix's end goes first, then its beginning.
+    hungry = store.open()
+    run(store, hungry, list(range(100, 100 + 5 * PAGE)))
+    assert len(store.prefixes) == 1
+    assert store.attach(store.open(), tokens, store.keys(tokens, ""), 9) == 4
+
+
+def test_attach_never_goes_beyond_the_limit() -> None:
+    store = make_store()
+    first = store.open()
+    run(store, first, list(range(8)))
+    store.publish(first, 8)
+    again = store.open()
+    assert store.attach(again, list(range(8)), store.keys(range(8), ""), 7) == 4
+
+
+def test_rewriting_a_published_page_leaves_the_published_one_alone() -> None:
+    store = make_store()
+    first = store.open()
+    run(store, first, list(range(8)))
+    store.publish(first, 8)
+    store.discard(first, 6)
+    run(store, first, [70, 71])
+    second = store.open()
+    store.attach(second, list(range(8)), store.keys(range(8), ""), 8)
+    assert cached(store, second) == list(range(8))
+    assert_consistent(store, [first, second])
+
+
+def test_only_causal_pages_are_published() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, list(range(4)))
+    run(store, sequence, [10, 11, 12, 13], BIDIRECTIONAL)
+    store.publish(sequence, 8)
+    assert len(store.prefixes) == 1
+
+
+def test_drop_and_replay_keep_the_tokens() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3])
+    run(store, sequence, [4, 5, 6], BIDIRECTIONAL)
+    store.discard(sequence, 5)
+    store.drop(sequence)
+    assert sequence.tokens == [1, 2, 3, 4, 5] and sequence.num_resident == 0
+    run(store, sequence, [1, 2, 3])
+    run(store, sequence, list(sequence.spans[0].tokens), BIDIRECTIONAL)
+    assert sequence.num_resident == 5 and len(sequence.spans) == 1
+    assert_consistent(store, [sequence])
+
+
+def test_what_an_earlier_owner_left_is_never_read() -> None:
+    store = make_store(num_pages=3)
+    for tensor in (*store.pool.keys, *store.pool.values):
+        tensor.fill_(float("nan"))
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3, 4, 5])
+    keys, values = store.pool.read(0, torch.tensor([sequence.pages]))
+    assert not keys.isnan().any() and not values.isnan().any()
+
+
+def test_out_of_pages_leaves_everything_usable() -> None:
+    store = make_store(num_pages=2)
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3])
+    with pytest.raises(OutOfPages):
+        store.reserve(sequence, 13)
+    run(store, sequence, [4, 5])
+    assert_consistent(store, [sequence])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_lives(seed: int) -> None:
+    """Forks, rewrites, drops, replays and sharing in any order: no page leaks, no page lies."""
+    rng = random.Random(seed)
+    store = make_store(num_pages=24)
+    family: dict[Sequence, None] = {}
+    for _ in range(300):
+        sequences = list(family)
+        choice = rng.random()
+        try:
+            if not sequences or (choice < 0.15 and len(sequences) < 5):
+                fresh = store.open(family=family)
+                tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 12))]
+                store.attach(fresh, tokens, store.keys(tokens, ""), len(tokens) - 1)
+                run(store, fresh, tokens[fresh.num_resident :])
+                continue
+            sequence = rng.choice(sequences)
+            if choice < 0.3 and len(sequences) < 5:
+                sequence.fork()
+            elif choice < 0.4:
+                sequence.close()
+            elif choice < 0.5:
+                store.drop(sequence)
+            elif choice < 0.7:
+                store.discard(sequence, rng.randrange(sequence.length + 1))
+            elif choice < 0.8:
+                store.publish(sequence, sequence.length)
+            if sequence in family:
+                if sequence.num_resident < sequence.length:
+                    run(store, sequence, sequence.tokens[sequence.num_resident :])
+                run(store, sequence, [rng.randrange(2) for _ in range(rng.randrange(1, 6))])
+        except OutOfPages:
+            list(family)[0].close()
+        assert_consistent(store, list(family))
+    for sequence in list(family):
+        sequence.close()
+    assert store.num_available == store.num_pages

@@ -29,17 +29,22 @@ class Guide:
     value: str
     """The schema or the list of choices as JSON, the regex, or the Lark grammar."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, str):
+            raise GuideError(f"a {self.kind} guide is text, got {_brief(self.value)}.")
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Guide:
         """JSON that conforms to a schema, given as a mapping or as text."""
-        if isinstance(schema, str):
-            try:
+        try:
+            if isinstance(schema, str):
                 schema = json.loads(schema)
-            except ValueError as error:
-                raise GuideError(f"the JSON Schema is not valid JSON: {error}.") from None
+            text = json.dumps(schema)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise GuideError(f"the JSON Schema is not valid JSON: {error}.") from None
         if not isinstance(schema, Mapping):
-            raise GuideError(f"a JSON Schema is an object, got {schema!r}.")
-        return cls(kind="json_schema", value=json.dumps(schema))
+            raise GuideError(f"a JSON Schema is an object, got {_brief(schema)}.")
+        return cls(kind="json_schema", value=text)
 
     @classmethod
     def regex(cls, pattern: str) -> Guide:
@@ -54,8 +59,8 @@ class Guide:
     @classmethod
     def choices(cls, options: Seq[str]) -> Guide:
         """Exactly one of several texts."""
-        if not options or not all(isinstance(option, str) and option for option in options):
-            raise GuideError(f"choices must be one or more non-empty texts, got {options!r}.")
+        if not _is_list(options, str) or not options or "" in options:
+            raise GuideError(f"choices must be one or more non-empty texts, got {_brief(options)}.")
         return cls(kind="choices", value=json.dumps(list(options)))
 
 
@@ -152,7 +157,7 @@ class Request:
                 or (prompt is None and name == "negative_prompt")
             ):
                 raise InvalidRequest(
-                    f"{name} must be text, a list of token ids or of chat messages, got {_brief(prompt)}."
+                    f"{name} must be text, token ids or chat messages, got {_brief(prompt)}."
                 )
         for name in ("bad_words", "stop"):
             texts = getattr(self, name)

@@ -1,0 +1,236 @@
+"""The contract of every decoding method, applied to each by merely existing.
+
+Tiny random models in float64, no tokenizer unless text matters. A method that needs options or a
+longer prompt to be interesting gets them in CASES; one that is not listed runs with its defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from anyorder.core import lookup
+from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
+from anyorder.core.method import Abilities, Method, Needs
+from anyorder.core.options import describe
+from anyorder.core.request import Completion, Request
+from anyorder.engine.engine import Engine
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+
+METHODS = lookup.names("methods")
+
+# Beyond the defaults: options worth mixing, and the controls that a method accepts.
+CASES: dict[str, list[dict[str, Any]]] = {
+    "autoregressive": [
+        {"temperature": 1.0, "seed": 3},
+        {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5},
+        {"prompt_logprobs": True, "logprobs": 2},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7]},
+        {"n": 3, "temperature": 1.0, "seed": 11},
+    ],
+    "beam_search": [
+        {"options": {"width": 4, "groups": 2, "diversity_penalty": 0.7}, "n": 4},
+        {"options": {"width": 3, "early_stopping": "never", "length_penalty": 2.0}, "n": 2},
+        {"no_repeat_ngram": 2, "options": {"width": 2}},
+    ],
+}
+SAMPLES = {name for name in METHODS if name not in {"beam_search"}}
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(1, VOCABULARY) for _ in range(length)]
+
+
+def requests_of(method: str) -> list[Request]:
+    """A few requests of one method, with prompts of different lengths and a shared beginning."""
+    found = []
+    for index, extra in enumerate([{}, *CASES.get(method, [])]):
+        for length in (3, 40):
+            tokens = prompt(0, 20)[:length] + prompt(index, max(0, length - 20))
+            found.append(
+                Request(prompt=tokens, method=method, max_new_tokens=12, **extra)  # type: ignore[arg-type]
+            )
+    return found
+
+
+ALL = [request for method in METHODS for request in requests_of(method)]
+
+
+def essence(completion: Completion) -> Any:
+    """What must not depend on company, chunks, caches or preemption."""
+    return (
+        [
+            (choice.tokens, choice.finish_reason, pytest.approx(choice.logprobs, abs=1e-6))
+            for choice in completion.choices
+        ],
+        completion.prompt_logprobs and pytest.approx(completion.prompt_logprobs, abs=1e-6),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Any]:
+    """Every request in an engine of its own, without prefix sharing."""
+    found = []
+    for request in ALL:
+        with_own_cache = dataclasses.replace(request, prefix_cache=False)
+        found.append(essence(tiny_engine().generate(with_own_cache)))
+    return found
+
+
+def shuffled(seed: int) -> list[int]:
+    order = list(range(len(ALL)))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def assert_same(engine: Engine, order: list[int], alone: list[Any]) -> None:
+    completions = engine.generate([ALL[index] for index in order])
+    for index, completion in zip(order, completions, strict=True):
+        assert essence(completion) == alone[index], ALL[index]
+    assert_no_page_is_lost(engine)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mixed_with_every_other_method_gives_the_same(alone: list[Any], seed: int) -> None:
+    engine = tiny_engine()
+    order = shuffled(seed)
+    assert_same(engine, order, alone)
+    # And once more, now that every prefix is cached.
+    assert_same(engine, order[::-1], alone)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 7, 33])
+def test_chunks_do_not_change_the_answer(alone: list[Any], max_batch_tokens: int) -> None:
+    assert_same(tiny_engine(max_batch_tokens=max_batch_tokens), shuffled(4), alone)
+
+
+def test_preemption_does_not_change_the_answer(alone: list[Any]) -> None:
+    engine = tiny_engine()
+    handles = [engine.submit(request) for request in ALL]
+    for tick in itertools.count():
+        if tick % 3 == 2:
+            for run in list(engine._scheduler.running):
+                engine._scheduler._preempt(run)
+        if not engine.tick():
+            break
+    for index, handle in enumerate(handles):
+        assert essence(handle.result()) == alone[index], ALL[index]
+    assert sum(handle.result().report.num_preemptions for handle in handles) > len(ALL)
+    assert_no_page_is_lost(engine)
+
+
+def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Any]) -> None:
+    engine = tiny_engine(cache_tokens=400)
+    order = shuffled(5)
+    assert_same(engine, order, alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_text_other_seed_other_text(method: str) -> None:
+    if method not in SAMPLES:
+        with pytest.raises(InvalidRequest, match="temperature"):
+            tiny_engine().generate(Request(prompt=[1], method=method, temperature=1.0))
+        return
+    base = Request(prompt=[1, 2], method=method, max_new_tokens=16, temperature=1.0)
+    engine = tiny_engine(model=tiny_model(ends=False))
+    texts = {
+        seed: tuple(engine.generate(dataclasses.replace(base, seed=seed)).tokens)
+        for seed in range(6)
+    }
+    assert len(set(texts.values())) == 6
+    again = dataclasses.replace(base, seed=2)
+    assert tuple(engine.generate(again).tokens) == texts[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_limits_are_kept(method: str) -> None:
+    engine = tiny_engine(model=tiny_model(ends=False))
+    for limit in (1, 2, 9):
+        request = Request(prompt=[4, 9], method=method, max_new_tokens=limit)
+        completion = engine.generate(request)
+        assert len(completion.tokens) == limit == len(completion.logprobs)
+        assert completion.finish_reason == "length"
+        assert completion.report.num_new_tokens == limit
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_end_tokens_end_the_text(method: str) -> None:
+    engine = tiny_engine(model=tiny_model(ends=False))
+    free = engine.generate(Request(prompt=[4, 9], method=method, max_new_tokens=12))
+    last = free.tokens[5]
+    request = Request(prompt=[4, 9], method=method, max_new_tokens=12, stop_tokens=[last])
+    stopped = engine.generate(request)
+    assert stopped.finish_reason == "stop"
+    assert stopped.tokens.index(last) == len(stopped.tokens) - 1
+    held_back = dataclasses.replace(request, min_new_tokens=12)
+    assert last not in engine.generate(held_back).tokens
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_emitted_pieces_add_up(method: str) -> None:
+    for request in requests_of(method):
+        engine = tiny_engine()
+        events = list(engine.stream(request))
+        completion = events[-1].completion
+        assert completion is not None
+        for index, choice in enumerate(completion.choices):
+            own = [event for event in events if event.choice == index and event.tokens]
+            assert [token for event in own for token in event.tokens] == choice.tokens
+            assert [e.finish_reason for e in own if e.finish_reason] == [choice.finish_reason]
+            assert len(choice.trace) == len(choice.tokens)
+            steps = [entry.step for entry in choice.trace]
+            assert all(1 <= step <= completion.report.num_forward_passes for step in steps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_abort_at_any_tick_returns_all_pages(method: str) -> None:
+    for request in requests_of(method):
+        for num_ticks in range(8):
+            engine = tiny_engine(max_batch_tokens=16)
+            handle = engine.submit(request)
+            for _ in range(num_ticks):
+                engine.tick()
+            engine.abort(handle)
+            engine.abort(handle)
+            assert handle.done and not engine.tick()
+            assert_no_page_is_lost(engine)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_out_of_range_are_refused(method: str) -> None:
+    cls: type[Method] = lookup.find("methods", method, kind="method")
+    engine = tiny_engine()
+    for option in describe(cls):
+        bad: list[object] = ["nonsense", object()]
+        if option.bounds is not None:
+            bad += [option.bounds.minimum - 1, option.bounds.maximum + 1, float("nan")]
+        for value in bad:
+            with pytest.raises(UserError, match=option.name):
+                engine.generate(
+                    Request(prompt=[1], method=method, options={option.name: value})
+                )
+    with pytest.raises(UnknownName, match="no_such"):
+        engine.generate(Request(prompt=[1], method=method, options={"no_such": 1}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_without_what_it_needs_is_refused(method: str) -> None:
+    cls: type[Method] = lookup.find("methods", method, kind="method")
+    unable = Abilities(
+        name="mute", vocabulary_size=9, context_length=9, attention=frozenset()
+    )
+    assert isinstance(cls.needs, Needs)
+    with pytest.raises(UnsupportedMethod, match=f"{method} needs .* supports: other"):
+        cls.require(method, unable, ("target",), ["other"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_says_what_it_is(method: str) -> None:
+    cls: type[Method] = lookup.find("methods", method, kind="method")
+    assert cls.__doc__ and isinstance(cls.exact, bool)
+    assert END in tiny_model().abilities.end_tokens

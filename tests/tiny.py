@@ -1,0 +1,64 @@
+"""Tiny random models for tests of the engine and the methods; no weights, no tokenizer files."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from anyorder.core.method import Abilities
+from anyorder.engine.engine import Engine
+from anyorder.model.config import LayerConfig, ModelConfig, Rope
+from anyorder.model.loaded import LoadedModel
+from anyorder.model.transformer import Transformer
+
+VOCABULARY = 61
+CONTEXT = 256
+END = 0
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """Two layers, four heads over two key heads, 61 tokens."""
+    layer = LayerConfig(rope=Rope(width=8), attention_scale=8**-0.5)
+    fields: dict[str, Any] = {
+        "architecture": "llama",
+        "vocabulary_size": VOCABULARY,
+        "width": 32,
+        "context_length": CONTEXT,
+        "layers": (layer, layer),
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_width": 8,
+        "mlp_width": 48,
+        "activation": "silu",
+        "gated": True,
+        "norm": "rms",
+        "norm_epsilon": 1e-5,
+    }
+    return ModelConfig(**{**fields, **changes})
+
+
+@functools.cache
+def tiny_model(seed: int = 0, *, tokenizer: Any = None, ends: bool = True) -> LoadedModel:
+    """A random model in float64, so that results can be compared exactly."""
+    network = Transformer.random(tiny_config(), seed=seed, dtype=torch.float64)
+    abilities = Abilities(
+        name="tiny",
+        vocabulary_size=VOCABULARY,
+        context_length=CONTEXT,
+        end_tokens=frozenset({END} if ends else ()),
+    )
+    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def tiny_engine(**changes: Any) -> Engine:
+    """An engine over the tiny model, with a small pool."""
+    model = changes.pop("model", None) or tiny_model()
+    return Engine(model, **{"cache_tokens": 4096, **changes})
+
+
+def assert_no_page_is_lost(engine: Engine) -> None:
+    """Nothing runs any more, so every page is free or only remembered by the prefix cache."""
+    for role in engine.roles.values():
+        assert role.store.num_available == role.store.num_pages

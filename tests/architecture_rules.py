@@ -41,6 +41,9 @@ CORE_EXCEPTIONS = {
     "Sequence": "a handle with identity and changing state",
     "Range": "written inside annotations, where positions read better: Range(1, 64)",
 }
+CATCHALL_EXCEPTIONS = {
+    "model/template_sandbox.py: Sandbox.call": "overrides a function of jinja2, which calls it",
+}
 
 Rule = Callable[[str, str], Iterator[str]]
 
@@ -153,6 +156,8 @@ def one_class(path: str, source: str) -> Iterator[str]:
 def keyword_catchalls(path: str, source: str) -> Iterator[str]:
     """No public function takes **kwargs: its options would be unknown to checker and reader."""
     for name, node in public(ast.parse(source), methods=True):
+        if f"{path}: {name}" in CATCHALL_EXCEPTIONS:
+            continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg:
             yield f"{path}: {name} takes **{node.args.kwarg.arg}"
 

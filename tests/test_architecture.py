@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from architecture_rules import (
+from tests.architecture_rules import (
     CORE_EXCEPTIONS,
     HEAVY,
     PACKAGE,

@@ -86,9 +86,9 @@ class Option:
         elif self.bounds is not None:
             low, high = self.bounds.minimum, self.bounds.maximum
             noun = "an integer" if self.kind is int else "a number"
-            words = f"{noun} of at least {low:g}"
+            words = f"{noun} of at least {low}"
             if high != math.inf:
-                words = f"{noun} from {low:g} to {high:g}"
+                words = f"{noun} from {low} to {high}"
         else:
             words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(
                 self.kind, self.kind.__name__

@@ -9,6 +9,8 @@ import pytest
 from anyorder.core.errors import UserError
 from anyorder.model.settings import Settings
 
+THREADS = ("0", "-1", "two", "4097", "²")
+
 
 def test_defaults():
     found = Settings.load({})
@@ -33,8 +35,7 @@ def test_home_is_expanded_and_relative_made_absolute(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("ANYORDER_OFFLINE", "perhaps"), ("ANYORDER_THREADS", "0"), ("ANYORDER_THREADS", "-1")]
-    + [("ANYORDER_THREADS", "two"), ("ANYORDER_THREADS", "4097"), ("ANYORDER_THREADS", "²")],
+    [("ANYORDER_OFFLINE", "perhaps"), *(("ANYORDER_THREADS", v) for v in THREADS)],
 )
 def test_nonsense_is_refused_by_name(name, value):
     with pytest.raises(UserError, match=name):

@@ -1,0 +1,63 @@
+"""What any source of a tokenizer (a folder, a GGUF file) has to say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TURN = frozenset(
+    {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>"}
+    | {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<EOT>", "[EOT]"}
+    | {"<end_of_turn>", "<|end_of_turn|>", "<end_of_utterance>"}
+)
+"""Control tokens that end a text or a turn, whichever model has them."""
+MASK = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]", "<|MASK|>")
+"""Control tokens that stand for a place to be filled in, by preference."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenizerSource:
+    """A tokenizer as its files describe it."""
+
+    backend: tokenizers.Tokenizer
+    vocabulary_size: int
+    control: Mapping[str, int]
+    """Control tokens: what they look like in a template, and their ids."""
+    added: Mapping[int, str]
+    """Further tokens that are found in text as they are, before any splitting."""
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    unknown: int | None = None
+    mask: int | None = None
+    chat_template: str | None = None
+    template_variables: Mapping[str, str] = field(default_factory=dict)
+    """bos_token, eos_token, ... as text, for the chat template."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Declared end tokens, and control tokens that by their name end a turn."""
+        by_name = (token for text, token in self.control.items() if text in END_OF_TURN)
+        return frozenset((*self.eos, *by_name))
+
+    @property
+    def mask_token(self) -> int | None:
+        """The declared mask token, or a control token named like one."""
+        if self.mask is not None:
+            return self.mask
+        return next((self.control[text] for text in MASK if text in self.control), None)
+
+
+def frame(backend: tokenizers.Tokenizer, *, before: Iterable[int], after: Iterable[int]) -> None:
+    """Make `backend` put the tokens `before` and `after` around every text."""
+    from tokenizers import processors
+
+    first = [(backend.id_to_token(token), token) for token in before]
+    last = [(backend.id_to_token(token), token) for token in after]
+    template = [*(text for text, _ in first), "$A", *(text for text, _ in last)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=sorted({*first, *last})
+    )

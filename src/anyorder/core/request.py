@@ -174,8 +174,8 @@ class Request:
             if not isinstance(value, Mapping):
                 raise InvalidRequest(f"{name} must be a mapping, got {_brief(value)}.")
         for token, bias in self.logit_bias.items():
-            # Minus infinity bans a token. NaN and plus infinity would leave no distribution.
-            if type(token) is not int or type(bias) not in (int, float) or not bias < math.inf:
+            # Minus infinity bans a token, plus infinity forces it.
+            if type(token) is not int or type(bias) not in (int, float) or math.isnan(bias):
                 raise InvalidRequest(
                     f"logit_bias maps token ids to numbers, got {token!r}: {bias!r}."
                 )

@@ -42,7 +42,63 @@ class Architecture:
     @classmethod
     def gguf_fields(cls, metadata: Mapping[str, Any], source: TensorSource) -> dict[str, Any]:
         """The metadata of a GGUF file in the words of config.json."""
-        raise AssertionError(f"{cls.__name__} does not define gguf_fields()")
+        prefix = metadata["general.architecture"] + "."
+        inner = {key.removeprefix(prefix): value for key, value in metadata.items()}
+        data = {name: inner[key] for key, name in _GGUF_FIELDS.items() if key in inner}
+        for key in _GGUF_REQUIRED:
+            if _GGUF_FIELDS[key] not in data:
+                raise CheckpointError(f"the GGUF file lacks the metadata {prefix}{key}.")
+        present = set(source.names())
+        if "token_embd.weight" in present:
+            data["vocab_size"] = source.shape("token_embd.weight")[0]
+        data["tie_word_embeddings"] = "output.weight" not in present
+        data["attention_bias"] = any(
+            f"blk.0.{name}.bias" in present for name in ("attn_q", "attn_qkv")
+        )
+        data["mlp_bias"] = "blk.0.ffn_up.bias" in present
+        ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
+        data["eos_token_id"] = [end for end in ends if end is not None]
+        if "rope.dimension_count" in inner:
+            head = data.get("head_dim", data["hidden_size"] // data["num_attention_heads"])
+            data["partial_rotary_factor"] = inner["rope.dimension_count"] / head
+        data["rope_scaling"] = _gguf_scaling(inner, source)
+        return data
+
+
+_GGUF_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.clamp_kqv": "clip_qkv",
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "rope.freq_base": "rope_theta",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+"""GGUF metadata, without the architecture's prefix -> config.json."""
+_GGUF_REQUIRED = tuple(_GGUF_FIELDS)[:5]
+
+
+def _gguf_scaling(inner: Mapping[str, Any], source: TensorSource) -> dict[str, Any] | None:
+    if "rope_freqs.weight" in set(source.names()):
+        return {"type": "divisors", "divisors": source.read("rope_freqs.weight").tolist()}
+    kind = inner.get("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    scaling = {"type": kind, "factor": inner.get("rope.scaling.factor")}
+    if "rope.scaling.original_context_length" in inner:
+        original = inner["rope.scaling.original_context_length"]
+        scaling["original_max_position_embeddings"] = original
+    return scaling
 
 
 def architectures() -> dict[str, type[Architecture]]:

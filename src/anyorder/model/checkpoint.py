@@ -6,14 +6,60 @@ those.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from anyorder.core.errors import CheckpointError
-from anyorder.model.architecture import for_model_type
+from anyorder.model.architecture import for_gguf_type, for_model_type
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
 from anyorder.model.naming import TensorSource
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class OpenGguf(Protocol):
+    """What is needed of `gguf.GGUFFile`."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Values by full key."""
+
+    @property
+    def tensors(self) -> Mapping[str, _Shaped]:
+        """By name, shapes in torch's order."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """float32."""
+
+
+class GgufTensors:
+    """`naming.TensorSource` over an open GGUF file."""
+
+    format: Literal["gguf"] = "gguf"
+
+    def __init__(self, file: OpenGguf) -> None:
+        self._file = file
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name."""
+        return self._file.tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape in torch's order."""
+        return self._file.tensors[name].shape
+
+    def read(self, name: str) -> torch.Tensor:
+        """Its values, dequantised to float32."""
+        return self._file.read(name)
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
@@ -35,3 +81,17 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
         data["eos_token_id"] = sorted(ends | fields.integers("eos_token_id"))
     config = for_model_type(fields.text("model_type")).config(fields)
     return config, SafetensorsFolder(folder)
+
+
+def open_gguf(file: OpenGguf) -> tuple[ModelConfig, TensorSource]:
+    """Configuration and tensors of a GGUF file.
+
+    Raises CheckpointError, and UnknownName for a `general.architecture` that none of ours reads.
+    """
+    source = GgufTensors(file)
+    kind = Fields(file.metadata, "the GGUF metadata").text("general.architecture")
+    family = for_gguf_type(kind)
+    fields = Fields(
+        family.gguf_fields(file.metadata, source), f"the metadata of a {kind} GGUF file"
+    )
+    return family.config(fields), source

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from anyorder.core.errors import CheckpointError
+
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 """gelu is the exact one (erf), gelu_tanh its tanh approximation."""
 NormPlacement = Literal["before", "after_residual", "around", "after_branch"]
@@ -177,6 +179,24 @@ class ModelConfig:
     head_bias: bool = False
     logit_cap: float | None = None
     """Logits are squashed into (-cap, cap) by tanh."""
+
+    def __post_init__(self) -> None:
+        sizes = (
+            ("vocabulary", self.vocabulary_size),
+            ("hidden", self.width),
+            ("context", self.context_length),
+            ("head", self.head_width),
+            ("number of layers", len(self.layers)),
+            ("number of heads", self.num_heads),
+            ("number of key/value heads", self.num_kv_heads),
+        )
+        for what, size in sizes:
+            if size < 1:
+                raise CheckpointError(f"the configuration's {what} size is {size}; at least 1.")
+        if self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly."
+            )
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

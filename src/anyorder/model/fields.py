@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from anyorder.core.errors import CheckpointError
 from anyorder.model.config import (
     Activation,
     DynamicScaling,
+    Experts,
     FrequencyDivisors,
+    LayerConfig,
     LinearScaling,
     Llama3Scaling,
     NtkScaling,
@@ -34,6 +37,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 _LARGEST = 2**31
+_MOST_LAYERS = 1000
 
 
 class Fields:
@@ -43,6 +47,18 @@ class Fields:
         self._data = data
         self.origin = origin
         """What the object is called in messages: a file, a part of it."""
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers, with a bound against absurd configurations."""
+        name = next(
+            (name for name in ("n_layer", "num_hidden_layers") if self.has(name)),
+            "num_hidden_layers",
+        )
+        num_layers = self.integer(name)
+        if num_layers > _MOST_LAYERS:
+            raise self._wrong(name, num_layers, f"at most {_MOST_LAYERS}")
+        return num_layers
 
     def has(self, name: str) -> bool:
         """Is the field there, and not null?"""
@@ -118,6 +134,21 @@ class Fields:
             raise self._wrong(name, value, f"one of {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 
+    def with_experts(
+        self, layers: tuple[LayerConfig, ...], experts: Experts
+    ) -> tuple[LayerConfig, ...]:
+        """Experts in every `decoder_sparse_step`-th layer but those in `mlp_only_layers`."""
+        step = max(self.integer("decoder_sparse_step", 1), 1)
+        dense = self.integers("mlp_only_layers")
+        return tuple(
+            layer if index in dense or (index + 1) % step else replace(layer, experts=experts)
+            for index, layer in enumerate(layers)
+        )
+
+    def value(self, name: str) -> object:
+        """The field as it is; None where it is absent."""
+        return self._data.get(name)
+
     def refuse(self, name: str, why: str) -> CheckpointError:
         """An error about a field whose value the stack cannot honour."""
         return CheckpointError(f"{name} = {self._data.get(name)!r} in {self.origin}: {why}")
@@ -136,17 +167,40 @@ class Fields:
         return CheckpointError(f"{name!r} in {self.origin} must be {allowed}, got {shown}.")
 
 
-# ----------------------------------------------------------------------------------------- rotary
+# -------------------------------------------------------------------------------- sliding windows
+def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
+    """Each layer's sliding window: by `layer_types`, else from layer `max_window_layers` on, else
+    the same for all."""
+    window = fields.integer("sliding_window", 0)
+    if not window or not fields.flag("use_sliding_window", True):
+        return (None,) * num_layers
+    if fields.has("layer_types"):
+        kinds = fields.texts("layer_types", num_layers)
+        if not set(kinds) <= {"full_attention", "sliding_attention"}:
+            raise fields.refuse("layer_types", "only full and sliding attention are supported.")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    first = fields.integer("max_window_layers", 0)
+    return tuple(window if layer >= first else None for layer in range(num_layers))
+
+
 def read_rope(
-    fields: Fields, head_width: int, *, base: float = 10_000.0, parameters: Fields | None = None
+    fields: Fields,
+    head_width: int,
+    *,
+    base: float = 10_000.0,
+    share: float = 1.0,
+    parameters: Fields | None = None,
 ) -> Rope:
     """The rotary embedding of a configuration, in its old form (`rope_theta`, `rope_scaling`) or
-    its new one (`rope_parameters`). `parameters` overrides where to look for the scaling."""
+    its new one (`rope_parameters`, or `parameters` where they are elsewhere). `base` and the
+    rotated `share` of each head are the family's defaults."""
     if parameters is None:
         name = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"
         parameters = fields.inside(name)
     base = parameters.number("rope_theta", fields.number("rope_theta", base))
-    share = parameters.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    share = parameters.number(
+        "partial_rotary_factor", fields.number("partial_rotary_factor", share)
+    )
     width = int(head_width * share)
     if width < 2 or width % 2 or width > head_width:
         raise fields.refuse("partial_rotary_factor", f"gives {width} rotated dimensions.")

@@ -49,9 +49,8 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 class Mlp(nn.Module):
     """down(activation(gate(x)) * up(x)), or down(activation(up(x))) where it is not gated."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, inner: int) -> None:
         super().__init__()
-        inner = config.mlp_width
         self.gated = config.gated
         self.activation = ACTIVATIONS[config.activation]
         if config.gated:

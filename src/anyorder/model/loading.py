@@ -125,7 +125,8 @@ def _check(
                 )
             unused.discard(part.tensor)
             shape = source.shape(part.tensor)
-            if shape != part.stored_shape:
+            # GGUF files drop dimensions of size 1.
+            if [size for size in shape if size > 1] != [n for n in part.stored_shape if n > 1]:
                 raise CheckpointError(
                     f"tensor {part.tensor!r} has shape {list(shape)}, but the configuration calls "
                     f"for {list(part.stored_shape)}."
@@ -143,7 +144,7 @@ def _check(
 
 
 def _fill(part: _Part, source: TensorSource, config: ModelConfig) -> None:
-    values = source.read(part.tensor)
+    values = source.read(part.tensor).reshape(part.stored_shape)
     if part.stored.transposed:
         values = values.T
     if part.stored.order is not None:

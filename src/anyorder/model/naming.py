@@ -96,6 +96,19 @@ LLAMA_NAMES: NameMap = {
 }
 """LLaMA's names, which most later families share."""
 
+QWEN_MOE_NAMES: NameMap = {
+    **LLAMA_NAMES,
+    "layers.{layer}.mlp.router": "layers.{layer}.mlp.gate",
+    "layers.{layer}.mlp.experts.gate": "layers.{layer}.mlp.experts.{expert}.gate_proj",
+    "layers.{layer}.mlp.experts.up": "layers.{layer}.mlp.experts.{expert}.up_proj",
+    "layers.{layer}.mlp.experts.down": "layers.{layer}.mlp.experts.{expert}.down_proj",
+    "layers.{layer}.mlp.shared.gate": "layers.{layer}.mlp.shared_expert.gate_proj",
+    "layers.{layer}.mlp.shared.up": "layers.{layer}.mlp.shared_expert.up_proj",
+    "layers.{layer}.mlp.shared.down": "layers.{layer}.mlp.shared_expert.down_proj",
+    "layers.{layer}.mlp.shared_gate": "layers.{layer}.mlp.shared_expert_gate",
+}
+"""Of Qwen's mixtures of experts, and OLMoE's."""
+
 GGUF_NAMES: NameMap = {
     "embedding": "token_embd",
     "embedding_norm": "token_embd_norm",
@@ -103,7 +116,6 @@ GGUF_NAMES: NameMap = {
     "final_norm": "output_norm",
     "head": "output",
     "layers.{layer}.attention_norm": "blk.{layer}.attn_norm",
-    "layers.{layer}.attention.qkv": "blk.{layer}.attn_qkv",
     "layers.{layer}.attention.q": "blk.{layer}.attn_q",
     "layers.{layer}.attention.k": "blk.{layer}.attn_k",
     "layers.{layer}.attention.v": "blk.{layer}.attn_v",
@@ -126,3 +138,9 @@ GGUF_NAMES: NameMap = {
     "layers.{layer}.mlp.shared.down": "blk.{layer}.ffn_down_shexp",
 }
 """GGUF names tensors alike in all families."""
+
+GGUF_FUSED_NAMES: NameMap = {
+    **GGUF_NAMES,
+    "layers.{layer}.attention.qkv": "blk.{layer}.attn_qkv",
+}
+"""Of families whose queries, keys and values were one projection from the start."""

@@ -17,6 +17,7 @@ from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
 from anyorder.model.attention import Attention
 from anyorder.model.config import ModelConfig, NormPlacement
 from anyorder.model.layers import Mlp, make_norm
+from anyorder.model.moe import MixtureOfExperts
 from anyorder.model.rotary import Rotation, rotation
 
 
@@ -31,7 +32,10 @@ class Layer(nn.Module):
 
         self.parallel = config.parallel_residual
         self.attention = Attention(config, index)
-        self.mlp = Mlp(config)
+        experts = config.layers[index].experts
+        self.mlp: nn.Module = (
+            Mlp(config, config.mlp_width) if experts is None else MixtureOfExperts(config, experts)
+        )
         self.attention_norm = norm_if("before", "around")
         self.attention_out_norm = norm_if("around", "after_branch")
         self.attention_residual_norm = norm_if("after_residual")

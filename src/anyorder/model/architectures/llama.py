@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from anyorder.model.architecture import Architecture
-from anyorder.model.config import LayerConfig, ModelConfig
-from anyorder.model.fields import Fields, read_rope
+from anyorder.model.config import Experts, LayerConfig, ModelConfig
+from anyorder.model.fields import Fields, read_rope, read_windows
 from anyorder.model.naming import GGUF_NAMES, LLAMA_NAMES, NameMap, Stored, heads_from_pairs
 
 
@@ -27,17 +27,28 @@ class Llama(Architecture):
     def config(cls, fields: Fields) -> ModelConfig:
         width, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
         head_width = fields.integer("head_dim", width // num_heads)
-        window = fields.integer("sliding_window") if fields.has("sliding_window") else None
-        layer = LayerConfig(
-            rope=read_rope(fields, head_width), window=window, attention_scale=head_width**-0.5
-        )
+        rope = read_rope(fields, head_width)
+        experts = None
+        if fields.integer("num_local_experts", 0):
+            # Mixtral; a GGUF file of it says no more than this.
+            experts = Experts(
+                num=fields.integer("num_local_experts"),
+                per_token=fields.integer("num_experts_per_tok"),
+                width=fields.integer("intermediate_size"),
+                normalize=True,
+            )
         bias = fields.flag("attention_bias", False)
         return ModelConfig(
             architecture="llama",
             vocabulary_size=fields.integer("vocab_size"),
             width=width,
             context_length=fields.integer("max_position_embeddings"),
-            layers=(layer,) * fields.integer("num_hidden_layers"),
+            layers=tuple(
+                LayerConfig(
+                    rope=rope, window=window, attention_scale=head_width**-0.5, experts=experts
+                )
+                for window in read_windows(fields, fields.num_layers)
+            ),
             end_tokens=fields.integers("eos_token_id"),
             num_heads=num_heads,
             num_kv_heads=fields.integer("num_key_value_heads", num_heads),

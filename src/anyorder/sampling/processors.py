@@ -1,0 +1,317 @@
+"""Controls that change scores or ban tokens: bias, penalties, bans and the guide's mask.
+
+Each is one small class over all rows that use it, applied in the order of transformers' `generate`:
+bias, penalties, bans, guide. They work alike on raw logits (for draws) and on log-probabilities
+(for searches). A row that does not use a control comes through bit-identical. What shapes the
+distribution afterwards (temperature, truncation) is in `truncation`.
+
+Sources: repetition penalty, Keskar et al., "CTRL" (2019); presence and frequency penalties as
+OpenAI's API defines them (generated tokens only); n-gram bans, Paulus et al. (2017).
+
+Shape suffixes: M rows, V vocabulary, G guided rows, W words of 32 bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+
+from anyorder.core.errors import GuideError, InvalidRequest
+
+if TYPE_CHECKING:
+    from anyorder.core.request import Request
+    from anyorder.sampling.row import Row
+
+_LARGEST_BIAS = 1e30
+"""A bias of plus infinity means "this token"; infinite scores would make later stages NaN."""
+
+
+class Processor(Protocol):
+    """One control, over all rows that use it."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """The control as these rows set it; None if no row uses it."""
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """Change the contiguous scores in place and return them."""
+
+
+class _Scattered:
+    """A control that touches few scores, given as flat places (row * vocabulary + id)."""
+
+    def __init__(self, places: list[int], amounts: list[float]) -> None:
+        self.places = torch.tensor(places)
+        self.amounts = torch.tensor(amounts)
+
+    def gather(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """The touched scores."""
+        self.places = self.places.to(scores_MV.device)
+        self.amounts = self.amounts.to(scores_MV.device)
+        return scores_MV.view(-1)[self.places]
+
+
+class LogitBias(_Scattered):
+    """Add `logit_bias` to the scores of the ids it names. Minus infinity bans an id."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor. Ids have been checked by `check_controls`."""
+        places: list[int] = []
+        amounts: list[float] = []
+        for index, row in enumerate(rows):
+            for token, bias in row.request.logit_bias.items():
+                places.append(index * vocabulary_size + token)
+                amounts.append(min(bias, _LARGEST_BIAS))
+        return cls(places, amounts) if places else None
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        touched = self.gather(scores_MV)
+        scores_MV.view(-1)[self.places] = touched + self.amounts
+        return scores_MV
+
+
+class RepetitionPenalty(_Scattered):
+    """Divide positive scores of ids in prompt or text by the penalty; multiply negative ones."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        places: list[int] = []
+        amounts: list[float] = []
+        for index, row in enumerate(rows):
+            if row.request.repetition_penalty != 1.0:
+                seen = set(row.history)
+                places += [index * vocabulary_size + token for token in seen]
+                amounts += [row.request.repetition_penalty] * len(seen)
+        return cls(places, amounts) if places else None
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        touched = self.gather(scores_MV)
+        scores_MV.view(-1)[self.places] = torch.where(
+            touched < 0, touched * self.amounts, touched / self.amounts
+        )
+        return scores_MV
+
+
+class PresencePenalty(_Scattered):
+    """Subtract the penalty from scores of ids already generated, however often."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        places: list[int] = []
+        amounts: list[float] = []
+        for index, row in enumerate(rows):
+            if row.request.presence_penalty:
+                seen = set(row.history[row.num_prompt :])
+                places += [index * vocabulary_size + token for token in seen]
+                amounts += [row.request.presence_penalty] * len(seen)
+        return cls(places, amounts) if places else None
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        touched = self.gather(scores_MV)
+        scores_MV.view(-1)[self.places] = touched - self.amounts
+        return scores_MV
+
+
+class FrequencyPenalty(PresencePenalty):
+    """Subtract the penalty from scores of ids already generated, once per time."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        places: list[int] = []
+        amounts: list[float] = []
+        for index, row in enumerate(rows):
+            if row.request.frequency_penalty:
+                counts = Counter(row.history[row.num_prompt :])
+                places += [index * vocabulary_size + token for token in counts]
+                amounts += [row.request.frequency_penalty * n for n in counts.values()]
+        return cls(places, amounts) if places else None
+
+
+class _Bans:
+    """A control that bans single ids; subclasses say which."""
+
+    def __init__(self, places: list[int]) -> None:
+        self.places = torch.tensor(places)
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        places = [
+            index * vocabulary_size + token
+            for index, row in enumerate(rows)
+            for token in cls.banned(row)
+        ]
+        return cls(places) if places else None
+
+    @classmethod
+    def banned(cls, row: Row) -> Iterable[int]:
+        """The ids this row may not continue with."""
+        raise AssertionError(f"{cls.__name__} does not define banned()")
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        scores_MV.view(-1)[self.places.to(scores_MV.device)] = -torch.inf
+        return scores_MV
+
+
+class NoRepeatNgram(_Bans):
+    """Ban ids that would complete an n-gram that prompt or text already contain."""
+
+    @classmethod
+    def banned(cls, row: Row) -> Iterable[int]:
+        """Ids that followed earlier occurrences of the last n - 1 ids; all seen ids for n = 1."""
+        size = row.request.no_repeat_ngram
+        if not size or len(row.history) < size:
+            return ()
+        history = list(row.history)
+        prefix = history[len(history) - size + 1 :]
+        return {
+            history[end]
+            for end in range(size - 1, len(history))
+            if history[end - size + 1 : end] == prefix
+        }
+
+
+class BadWords(_Bans):
+    """Ban the last id of a banned sequence where the text already ends with the ids before it.
+
+    Like transformers, a sequence that is one end token alone is not banned.
+    """
+
+    @classmethod
+    def banned(cls, row: Row) -> Iterable[int]:
+        """Last ids of the sequences that could be completed here."""
+        for *prefix, last in row.banned:
+            if prefix:
+                start = len(row.history) - len(prefix)
+                if start >= 0 and list(row.history[start:]) == prefix:
+                    yield last
+            elif last not in row.end_tokens:
+                yield last
+
+
+class MinNewTokens(_Bans):
+    """Ban end tokens while fewer than `min_new_tokens` were generated."""
+
+    @classmethod
+    def banned(cls, row: Row) -> Iterable[int]:
+        """The end tokens, or none."""
+        return row.end_tokens if row.num_generated < row.request.min_new_tokens else ()
+
+
+class GuideMask:
+    """Ban what the row's guide does not allow next."""
+
+    def __init__(self, rows: list[int], words_GW: torch.Tensor, errors: dict[int, str]) -> None:
+        self.rows = rows
+        self.words_GW = words_GW
+        self.errors = errors
+        """Rows whose guide gave up (a resource limit, or a text outside of its language)."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        guided = [index for index, row in enumerate(rows) if row.guide is not None]
+        if not guided:
+            return None
+        words_GW = torch.zeros(len(guided), -(-vocabulary_size // 32), dtype=torch.int32)
+        errors: dict[int, str] = {}
+        for words_W, index in zip(words_GW, guided, strict=True):
+            row = rows[index]
+            assert row.guide is not None
+            try:
+                row.guide.fill_mask(row.history[row.num_prompt :], words_W)
+            except GuideError as error:
+                errors[index] = str(error)
+        return cls(guided, words_GW, errors)
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        allowed = unpack_bits(self.words_GW.to(scores_MV.device), scores_MV.shape[1])
+        if len(self.rows) == len(scores_MV):
+            return scores_MV.masked_fill_(~allowed, -torch.inf)
+        scores_MV[self.rows] = scores_MV[self.rows].masked_fill_(~allowed, -torch.inf)
+        return scores_MV
+
+
+def unpack_bits(words_GW: torch.Tensor, size: int) -> torch.Tensor:
+    """Bool [G, size] from int32 words, lowest bit first."""
+    bits = torch.arange(32, dtype=torch.int32, device=words_GW.device)
+    return ((words_GW[:, :, None] >> bits) & 1).bool().flatten(1)[:, :size]
+
+
+EDITS: tuple[type[Processor], ...] = (
+    LogitBias,
+    RepetitionPenalty,
+    PresencePenalty,
+    FrequencyPenalty,
+    NoRepeatNgram,
+    BadWords,
+    MinNewTokens,
+    GuideMask,
+)
+"""In the order in which they act."""
+
+
+def edits(row: Row) -> bool:
+    """Does any control of this module act on the row?"""
+    request = row.request
+    return bool(
+        request.logit_bias
+        or row.banned
+        or row.guide is not None
+        or request.no_repeat_ngram
+        or request.repetition_penalty != 1.0
+        or request.presence_penalty
+        or request.frequency_penalty
+        or request.min_new_tokens > row.num_generated
+    )
+
+
+def edit(scores_MV: torch.Tensor, rows: Seq[Row]) -> dict[int, str]:
+    """Apply all edits in place; errors by row, in one line each. Those rows' scores are void."""
+    errors: dict[int, str] = {}
+    for kind in EDITS:
+        processor = kind.for_rows(rows, scores_MV.shape[1])
+        if processor is not None:
+            processor(scores_MV)
+            if isinstance(processor, GuideMask):
+                errors = processor.errors
+    return errors
+
+
+def nothing_left(row: Row) -> str:
+    """The error of a row that has no token left, naming the controls that can ban tokens."""
+    request = row.request
+    active = {
+        "logit_bias": bool(request.logit_bias),
+        "no_repeat_ngram": bool(request.no_repeat_ngram),
+        "bad_words": bool(row.banned),
+        "min_new_tokens": request.min_new_tokens > row.num_generated,
+        "guide": row.guide is not None,
+    }
+    names = [name for name, is_active in active.items() if is_active]
+    return (
+        f"no token is left after {row.num_generated} new tokens: {' and '.join(names)} together "
+        "ban the whole vocabulary; relax one of them."
+    )
+
+
+def check_controls(request: Request, vocabulary_size: int) -> None:
+    """Raise InvalidRequest for a `logit_bias` of ids outside of the vocabulary."""
+    for token in request.logit_bias:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; ids go from 0 to {vocabulary_size - 1}."
+            )

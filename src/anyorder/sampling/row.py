@@ -1,0 +1,57 @@
+"""What the sampler is asked for one row of logits, and what it answers: plain host values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.core.forward import Outputs
+    from anyorder.core.request import Request
+    from anyorder.sampling.guide import GuideState
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Row:
+    """One row of logits to answer for."""
+
+    request: Request
+    """All controls are its fields."""
+    outputs: Outputs
+    """What to report. `Outputs.given` is ignored: this row's id is `given` below."""
+    history: Seq[int]
+    """Ids before the token to be drawn, prompt included. Read only where a control needs it."""
+    num_prompt: int
+    """`history[:num_prompt]` is the prompt; the rest was generated."""
+    draw: tuple[int, ...]
+    """Counter key of this draw, such as (choice, position, purpose)."""
+    end_tokens: frozenset[int] = frozenset()
+    """Ids that end the text; banned while fewer than `min_new_tokens` were generated."""
+    banned: tuple[tuple[int, ...], ...] = ()
+    """Tokenised bad words, each one or more ids."""
+    guide: GuideState | None = None
+    given: int | None = None
+    """Id whose log-probability is wanted."""
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.history) - self.num_prompt
+
+
+@dataclass(kw_only=True, eq=False, slots=True)
+class RowResult:
+    """The answer for one row; what was not asked for stays at its default."""
+
+    token: int | None = None
+    logprob: float | None = None
+    entropy: float | None = None
+    margin: float | None = None
+    top: list[tuple[int, float]] = field(default_factory=list)
+    """(id, log-probability), likeliest first; fewer than asked for where the rest is impossible."""
+    best: list[tuple[int, float]] = field(default_factory=list)
+    """(id, score), highest first; banned ids are left out."""
+    given: float | None = None
+    error: str | None = None
+    """Why this row has no answer, in one line; the other fields are then meaningless."""

@@ -1,0 +1,105 @@
+"""Everything between logits and the small host-side values that a method receives.
+
+`sample` answers many rows of many requests at once. Every row has two distributions: the model's,
+which log-probabilities, entropies and alternatives describe, and the processed one, from which
+tokens are drawn (`processors`, then `truncation`, then `draws`). Rows pay only for the stages that
+they use, and a row's answer does not depend on the rows beside it.
+
+Shape suffixes: R rows, M rows with processed scores, B rows with search scores, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+
+import torch
+
+from anyorder.sampling import device, host
+from anyorder.sampling.processors import edit, edits, nothing_left
+from anyorder.sampling.row import Row, RowResult
+from anyorder.sampling.truncation import shape
+
+__all__ = ["Row", "RowResult", "sample"]
+
+_ROWS_AT_A_TIME = 128
+"""Bounds the memory for copies of logits, whatever the number of rows."""
+
+
+def sample(
+    logits_RV: torch.Tensor, rows: Seq[Row], processed: torch.Tensor | None = None
+) -> list[RowResult]:
+    """One result a row.
+
+    `logits_RV` are the model's, float32, and stay as they are. `processed`, of the same shape,
+    replaces them as what the processed distribution starts from (guidance by a second prompt or
+    model): such scores count as log-probabilities for `Outputs.best` already. A row that cannot be
+    answered gets `RowResult.error`; the others are not affected.
+    """
+    assert logits_RV.dtype == torch.float32, f"logits must be float32, got {logits_RV.dtype}"
+    assert len(logits_RV) == len(rows), f"{len(logits_RV)} rows of logits for {len(rows)} rows"
+    logits_RV = logits_RV.detach()
+    if len(rows) <= _ROWS_AT_A_TIME:
+        return _sample(logits_RV, list(rows), processed)
+    results: list[RowResult] = []
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        some = slice(start, start + _ROWS_AT_A_TIME)
+        source = None if processed is None else processed[some]
+        results += _sample(logits_RV[some], list(rows[some]), source)
+    return results
+
+
+def _sample(
+    logits_RV: torch.Tensor, rows: list[Row], processed: torch.Tensor | None
+) -> list[RowResult]:
+    source_RV = logits_RV if processed is None else processed.detach()
+    errors: dict[int, str] = {}
+    work = [
+        index
+        for index, row in enumerate(rows)
+        if row.outputs.token and (row.request.temperature > 0 or edits(row))
+    ]
+    scores_MV = None
+    if work:
+        chosen = [rows[index] for index in work]
+        scores_MV = source_RV.clone() if len(work) == len(rows) else source_RV[work]
+        errors |= {work[index]: error for index, error in edit(scores_MV, chosen).items()}
+        scores_MV = shape(scores_MV, chosen)
+    answer = host.answer if logits_RV.device.type == "cpu" else device.answer
+    results = answer(logits_RV, source_RV, scores_MV, work, rows)
+    if any(row.outputs.best for row in rows):
+        errors |= _search(source_RV, processed is None, rows, results)
+    for index, result in enumerate(results):
+        if index in errors:
+            result.error = errors[index]
+        elif result.error is not None:
+            result.error = _reason(rows[index], logits_RV[index])
+    return results
+
+
+def _search(
+    source_RV: torch.Tensor, raw: bool, rows: list[Row], results: list[RowResult]
+) -> dict[int, str]:
+    """Fill in `RowResult.best`; returns errors by row."""
+    asked = [index for index, row in enumerate(rows) if row.outputs.best]
+    scores_BV = source_RV[asked]
+    if raw:
+        scores_BV = scores_BV.log_softmax(-1)
+    chosen = [rows[index] for index in asked]
+    errors = {asked[index]: error for index, error in edit(scores_BV, chosen).items()}
+    most = min(max(row.outputs.best for row in chosen), scores_BV.shape[1])
+    values, ids = scores_BV.topk(most)
+    for index, line, tokens in zip(asked, values.tolist(), ids.tolist(), strict=True):
+        # Impossible tokens are left out, and NaN (which compares with nothing) with them.
+        best = host.ranked(tokens, line)[: rows[index].outputs.best]
+        results[index].best = best
+        if not best:
+            results[index].error = "no finite score"
+    return errors
+
+
+def _reason(row: Row, logits_V: torch.Tensor) -> str:
+    """Why no token can be chosen."""
+    if edits(row) and math.isfinite(float(logits_V.max())):
+        return nothing_left(row)
+    return "the model's logits hold NaN or infinity, or nothing but minus infinity."

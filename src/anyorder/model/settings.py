@@ -69,3 +69,8 @@ def _threads(value: str) -> int | None:
     if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 4096:
         raise UserError(f"ANYORDER_THREADS is {value!r}; set it to a number from 1 to 4096.")
     return int(value)
+
+
+def environment_with(**changes: str) -> dict[str, str]:
+    """The environment for a child process, with changes."""
+    return {**os.environ, **changes}

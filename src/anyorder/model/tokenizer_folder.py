@@ -51,7 +51,7 @@ def read_folder_tokenizer(folder: Path) -> TokenizerSource:
         eos=_end_tokens(ids, model_configs),
         unknown=ids.get("unk_token"),
         mask=ids.get("mask_token"),
-        chat_template=_chat_template(folder, config),
+        chat_template=read_chat_template(folder),
         template_variables={role: roles[role] for role in ids},
     )
 
@@ -192,11 +192,12 @@ def _end_tokens(ids: Mapping[str, int], configs: list[dict[str, Any]]) -> tuple[
     return tuple(found)
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template of a model folder; of several, the default one."""
     path = folder / "chat_template.jinja"
     if path.exists():
         return _read_text(path)
-    template = config.get("chat_template")
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
         template = named.get("default")

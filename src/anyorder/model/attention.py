@@ -63,17 +63,18 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Same shape as `x_NW`; new keys and values are in the pool when it returns."""
         heads_NTD = self.qkv(x_NW)
-        if self.clip is not None:
-            heads_NTD = heads_NTD.clamp(-self.clip, self.clip)
         heads_NTD = heads_NTD.view(len(x_NW), -1, self.head_width)
         num_queries = self.num_heads
         turned_NTD = heads_NTD[:, : num_queries + self.num_kv_heads]
         if self.qk_norm != "none":
             turned_NTD = self._normalize(turned_NTD)
+        values_NGD = heads_NTD[:, num_queries + self.num_kv_heads :]
+        if self.clip is not None:
+            turned_NTD = turned_NTD.clamp(-self.clip, self.clip)
+            values_NGD = values_NGD.clamp(-self.clip, self.clip)
         if rotation is not None:
             turned_NTD = rotate(turned_NTD, rotation)
         queries_NHD, keys_NGD = turned_NTD[:, :num_queries], turned_NTD[:, num_queries:]
-        values_NGD = heads_NTD[:, num_queries + self.num_kv_heads :]
         if batch.slots_N is not None:
             assert pool is not None, "a batch with slots needs a pool to write to"
             pool.write(self.layer, batch.slots_N, keys_NGD, values_NGD)

@@ -145,6 +145,7 @@ class ModelConfig:
     qk_norm: Literal["none", "head", "full"] = "none"
     """head: each head's queries and keys on their own. full: all heads' queries together."""
     clip_qkv: float | None = None
+    """Queries and keys (after their norm) and values are clamped to [-clip, clip]."""
     alibi: bool = False
     """Attention scores fall linearly with distance (arXiv 2108.12409)."""
 

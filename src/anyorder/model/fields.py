@@ -141,7 +141,7 @@ class Fields:
         step = max(self.integer("decoder_sparse_step", 1), 1)
         dense = self.integers("mlp_only_layers")
         return tuple(
-            layer if index in dense or (index + 1) % step else replace(layer, experts=experts)
+            replace(layer, experts=None if index in dense or (index + 1) % step else experts)
             for index, layer in enumerate(layers)
         )
 

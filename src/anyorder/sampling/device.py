@@ -28,8 +28,8 @@ def answer(
     work: list[int],
     rows: list[Row],
 ) -> list[RowResult]:
-    """One result a row. `scores_MV` holds processed scores of the rows listed in `work`; tokens of
-    the others are the argmax of `source_RV`."""
+    """One result a row. Tokens come from the processed scores `scores_MV` for the rows listed in
+    `work`; the others take the argmax of `source_RV`."""
     device = logits_RV.device
     chosen_R, tokens_R = source_RV.max(-1)
     if scores_MV is not None:

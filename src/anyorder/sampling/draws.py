@@ -4,7 +4,7 @@ Counter-based generation after Salmon et al., "Parallel Random Numbers: As Easy 
 with BLAKE2b as the keyed function: no state, so a token does not depend on its neighbours in the
 batch, on how often the request was preempted, on the device or on torch's version.
 
-Shape suffixes: M rows, V vocabulary.
+Shape suffixes: M rows, V vocabulary (or a part of it).
 """
 
 from __future__ import annotations
@@ -32,15 +32,11 @@ def uniform(seed: int, *key: int) -> float:
     return (word >> 11) * 2.0**-53
 
 
-def draw(scores_V: NDArray[Any], uniform: float) -> int:
-    """The id at which the softmax of `scores_V`, summed up in order of ids, passes `uniform`.
+def draw(weights_V: NDArray[Any], uniform: float) -> int:
+    """The index at which the running sum of `weights_V`, divided by the sum, passes `uniform`.
 
-    Probabilities and sums are float64. An id of probability zero is never drawn. `scores_V` holds
-    at least one finite number, no NaN and no positive infinity.
+    Weights are float64, none negative, not all zero. A weight of zero is never drawn.
     """
-    weights_V = scores_V.astype(np.float64)
-    weights_V -= weights_V.max()
-    np.exp(weights_V, out=weights_V)
     # Sums of blocks first: a running sum over the whole vocabulary cannot be vectorised.
     whole = len(weights_V) // _BLOCK * _BLOCK
     sums = weights_V[:whole].reshape(-1, _BLOCK).sum(1)

@@ -17,6 +17,7 @@ import torch
 
 from anyorder.sampling.draws import draw, uniform
 from anyorder.sampling.row import RowResult
+from anyorder.sampling.weights import weigh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +35,8 @@ def answer(
     work: list[int],
     rows: list[Row],
 ) -> list[RowResult]:
-    """One result a row. `scores_MV` holds processed scores of the rows listed in `work`; tokens of
-    the others are the argmax of `source_RV`."""
+    """One result a row. Tokens come from the edited scores `scores_MV` for the rows listed in
+    `work`, from `source_RV` for the others; temperature and truncation are applied here."""
     logits, source = logits_RV.numpy(), source_RV.numpy()
     scores: dict[int, NDArray[Any]] = {}
     if scores_MV is not None:
@@ -55,7 +56,9 @@ def _answer(logits_V: NDArray[Any], scores_V: NDArray[Any], row: Row) -> RowResu
             result.error = "no finite score"
             return result
         if row.request.temperature > 0:
-            token = draw(scores_V, uniform(row.request.seed, *row.draw))
+            ids, weights = weigh(scores_V, row.request)
+            token = draw(weights, uniform(row.request.seed, *row.draw))
+            token = token if ids is None else int(ids[token])
         result.token = token
     logprob = outputs.logprob and outputs.token
     if logprob or outputs.entropy or outputs.margin or outputs.top or row.given is not None:

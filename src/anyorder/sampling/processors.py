@@ -14,10 +14,11 @@ Shape suffixes: M rows, V vocabulary, G guided rows, W words of 32 bits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy as np
 import torch
 
 from anyorder.core.errors import GuideError, InvalidRequest
@@ -42,100 +43,100 @@ class Processor(Protocol):
 
 
 class _Scattered:
-    """A control that touches few scores, given as flat places (row * vocabulary + id)."""
+    """A control that changes the scores of few ids by an amount; subclasses say which and how."""
 
-    def __init__(self, places: list[int], amounts: list[float]) -> None:
-        self.places = torch.tensor(places)
-        self.amounts = torch.tensor(amounts)
-
-    def gather(self, scores_MV: torch.Tensor) -> torch.Tensor:
-        """The touched scores."""
-        self.places = self.places.to(scores_MV.device)
-        self.amounts = self.amounts.to(scores_MV.device)
-        return scores_MV.view(-1)[self.places]
-
-
-class LogitBias(_Scattered):
-    """Add `logit_bias` to the scores of the ids it names. Minus infinity bans an id."""
+    def __init__(self, places: torch.Tensor, amounts: torch.Tensor) -> None:
+        self.places = places
+        """Row * vocabulary + id, every place once."""
+        self.amounts = amounts
 
     @classmethod
     def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
-        """See Processor. Ids have been checked by `check_controls`."""
-        places: list[int] = []
-        amounts: list[float] = []
+        """See Processor."""
+        places, amounts = [], []
         for index, row in enumerate(rows):
-            for token, bias in row.request.logit_bias.items():
-                places.append(index * vocabulary_size + token)
-                amounts.append(min(bias, _LARGEST_BIAS))
-        return cls(places, amounts) if places else None
+            touched = cls.touched(row)
+            if touched:
+                ids = np.fromiter(touched.keys(), np.int64, len(touched))
+                places.append(ids + index * vocabulary_size)
+                amounts.append(np.fromiter(touched.values(), np.float32, len(touched)))
+        if not places:
+            return None
+        return cls(
+            torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(amounts))
+        )
+
+    @classmethod
+    def touched(cls, row: Row) -> Mapping[int, float]:
+        """Amounts by id; empty where the control is off."""
+        raise AssertionError(f"{cls.__name__} does not define touched()")
 
     def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
         """See Processor."""
-        touched = self.gather(scores_MV)
-        scores_MV.view(-1)[self.places] = touched + self.amounts
+        places = self.places.to(scores_MV.device)
+        scores = scores_MV.view(-1)
+        scores[places] = self.changed(scores[places], self.amounts.to(scores_MV.device))
         return scores_MV
+
+    @staticmethod
+    def changed(scores: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+        """The new scores of the touched ids."""
+        return scores - amounts
+
+
+class LogitBias(_Scattered):
+    """Add `logit_bias` to the scores of the ids it names. Minus infinity bans an id.
+
+    Ids have been checked by `check_controls`.
+    """
+
+    @classmethod
+    def touched(cls, row: Row) -> Mapping[int, float]:
+        """See _Scattered."""
+        return {token: min(bias, _LARGEST_BIAS) for token, bias in row.request.logit_bias.items()}
+
+    @staticmethod
+    def changed(scores: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+        """See _Scattered."""
+        return scores + amounts
 
 
 class RepetitionPenalty(_Scattered):
     """Divide positive scores of ids in prompt or text by the penalty; multiply negative ones."""
 
     @classmethod
-    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
-        """See Processor."""
-        places: list[int] = []
-        amounts: list[float] = []
-        for index, row in enumerate(rows):
-            if row.request.repetition_penalty != 1.0:
-                seen = set(row.history)
-                places += [index * vocabulary_size + token for token in seen]
-                amounts += [row.request.repetition_penalty] * len(seen)
-        return cls(places, amounts) if places else None
+    def touched(cls, row: Row) -> Mapping[int, float]:
+        """See _Scattered."""
+        penalty = row.request.repetition_penalty
+        return {} if penalty == 1.0 else dict.fromkeys(row.history, penalty)
 
-    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
-        """See Processor."""
-        touched = self.gather(scores_MV)
-        scores_MV.view(-1)[self.places] = torch.where(
-            touched < 0, touched * self.amounts, touched / self.amounts
-        )
-        return scores_MV
+    @staticmethod
+    def changed(scores: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+        """See _Scattered."""
+        return torch.where(scores < 0, scores * amounts, scores / amounts)
 
 
 class PresencePenalty(_Scattered):
     """Subtract the penalty from scores of ids already generated, however often."""
 
     @classmethod
-    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
-        """See Processor."""
-        places: list[int] = []
-        amounts: list[float] = []
-        for index, row in enumerate(rows):
-            if row.request.presence_penalty:
-                seen = set(row.history[row.num_prompt :])
-                places += [index * vocabulary_size + token for token in seen]
-                amounts += [row.request.presence_penalty] * len(seen)
-        return cls(places, amounts) if places else None
-
-    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
-        """See Processor."""
-        touched = self.gather(scores_MV)
-        scores_MV.view(-1)[self.places] = touched - self.amounts
-        return scores_MV
+    def touched(cls, row: Row) -> Mapping[int, float]:
+        """See _Scattered."""
+        penalty = row.request.presence_penalty
+        return dict.fromkeys(row.history[row.num_prompt :], penalty) if penalty else {}
 
 
-class FrequencyPenalty(PresencePenalty):
+class FrequencyPenalty(_Scattered):
     """Subtract the penalty from scores of ids already generated, once per time."""
 
     @classmethod
-    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
-        """See Processor."""
-        places: list[int] = []
-        amounts: list[float] = []
-        for index, row in enumerate(rows):
-            if row.request.frequency_penalty:
-                counts = Counter(row.history[row.num_prompt :])
-                places += [index * vocabulary_size + token for token in counts]
-                amounts += [row.request.frequency_penalty * n for n in counts.values()]
-        return cls(places, amounts) if places else None
+    def touched(cls, row: Row) -> Mapping[int, float]:
+        """See _Scattered."""
+        penalty = row.request.frequency_penalty
+        if not penalty:
+            return {}
+        counts = Counter(row.history[row.num_prompt :])
+        return {token: penalty * count for token, count in counts.items()}
 
 
 class _Bans:
@@ -175,11 +176,13 @@ class NoRepeatNgram(_Bans):
         if not size or len(row.history) < size:
             return ()
         history = list(row.history)
-        prefix = history[len(history) - size + 1 :]
+        if size == 1:
+            return set(history)
+        last, prefix = history[-1], history[1 - size :]
         return {
             history[end]
             for end in range(size - 1, len(history))
-            if history[end - size + 1 : end] == prefix
+            if history[end - 1] == last and history[end - size + 1 : end] == prefix
         }
 
 

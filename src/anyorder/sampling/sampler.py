@@ -54,18 +54,20 @@ def _sample(
 ) -> list[RowResult]:
     source_RV = logits_RV if processed is None else processed.detach()
     errors: dict[int, str] = {}
+    on_host = logits_RV.device.type == "cpu"
     work = [
         index
         for index, row in enumerate(rows)
-        if row.outputs.token and (row.request.temperature > 0 or edits(row))
+        if row.outputs.token and (edits(row) or (row.request.temperature > 0 and not on_host))
     ]
     scores_MV = None
     if work:
         chosen = [rows[index] for index in work]
         scores_MV = source_RV.clone() if len(work) == len(rows) else source_RV[work]
         errors |= {work[index]: error for index, error in edit(scores_MV, chosen).items()}
-        scores_MV = shape(scores_MV, chosen)
-    answer = host.answer if logits_RV.device.type == "cpu" else device.answer
+        if not on_host:
+            scores_MV = shape(scores_MV, chosen)
+    answer = host.answer if on_host else device.answer
     results = answer(logits_RV, source_RV, scores_MV, work, rows)
     if any(row.outputs.best for row in rows):
         errors |= _search(source_RV, processed is None, rows, results)

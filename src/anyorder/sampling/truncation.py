@@ -1,9 +1,10 @@
-"""Controls that shape the distribution before a draw: temperature and truncation.
+"""Controls that shape the distribution before a draw, on accelerators: temperature and truncation.
 
-Each is one small class over all rows that use it, applied in the order of transformers' `generate`:
-temperature, top-k, top-p, min-p, typical; each sees what the one before left, renormalised. Ties:
-tokens whose score equals that of the last one kept are all kept, so that nothing depends on an
-arbitrary order. At least one token always stays: top_p = 0 and typical_p = 0 keep the first.
+`weights` does the same for a row in main memory. Each is one small class over all rows that use it,
+applied in the order of transformers' `generate`: temperature, top-k, top-p, min-p, typical; each
+sees what the one before left, renormalised. Ties: tokens whose score equals that of the last one
+kept are all kept, so that nothing depends on an arbitrary order. At least one token always stays:
+top_p = 0 and typical_p = 0 keep the first (and its ties).
 
 Sources: top-k, Fan et al. (2018); nucleus (top-p), Holtzman et al. (2019); locally typical, Meister
 et al. (2022); min-p, Nguyen et al. (2024).

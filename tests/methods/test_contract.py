@@ -12,6 +12,7 @@ import random
 from typing import Any
 
 import pytest
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
@@ -19,7 +20,6 @@ from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
-from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
 METHODS = lookup.names("methods")
 
@@ -61,24 +61,25 @@ def requests_of(method: str) -> list[Request]:
 ALL = [request for method in METHODS for request in requests_of(method)]
 
 
-def essence(completion: Completion) -> Any:
+def assert_equal(completion: Completion, expected: Completion) -> None:
     """What must not depend on company, chunks, caches or preemption."""
-    return (
-        [
-            (choice.tokens, choice.finish_reason, pytest.approx(choice.logprobs, abs=1e-6))
-            for choice in completion.choices
-        ],
-        completion.prompt_logprobs and pytest.approx(completion.prompt_logprobs, abs=1e-6),
+    assert len(completion.choices) == len(expected.choices)
+    for choice, other in zip(completion.choices, expected.choices, strict=True):
+        assert choice.tokens == other.tokens
+        assert choice.finish_reason == other.finish_reason
+        assert choice.logprobs == pytest.approx(other.logprobs, abs=1e-6)
+    assert completion.prompt_logprobs == (
+        expected.prompt_logprobs and pytest.approx(expected.prompt_logprobs, abs=1e-6)
     )
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[Any]:
+def alone() -> list[Completion]:
     """Every request in an engine of its own, without prefix sharing."""
     found = []
     for request in ALL:
         with_own_cache = dataclasses.replace(request, prefix_cache=False)
-        found.append(essence(tiny_engine().generate(with_own_cache)))
+        found.append(tiny_engine().generate(with_own_cache))
     return found
 
 
@@ -88,15 +89,15 @@ def shuffled(seed: int) -> list[int]:
     return order
 
 
-def assert_same(engine: Engine, order: list[int], alone: list[Any]) -> None:
+def assert_same(engine: Engine, order: list[int], alone: list[Completion]) -> None:
     completions = engine.generate([ALL[index] for index in order])
     for index, completion in zip(order, completions, strict=True):
-        assert essence(completion) == alone[index], ALL[index]
+        assert_equal(completion, alone[index])
     assert_no_page_is_lost(engine)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mixed_with_every_other_method_gives_the_same(alone: list[Any], seed: int) -> None:
+def test_mixed_with_every_other_method_gives_the_same(alone: list[Completion], seed: int) -> None:
     engine = tiny_engine()
     order = shuffled(seed)
     assert_same(engine, order, alone)
@@ -105,11 +106,11 @@ def test_mixed_with_every_other_method_gives_the_same(alone: list[Any], seed: in
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 33])
-def test_chunks_do_not_change_the_answer(alone: list[Any], max_batch_tokens: int) -> None:
+def test_chunks_do_not_change_the_answer(alone: list[Completion], max_batch_tokens: int) -> None:
     assert_same(tiny_engine(max_batch_tokens=max_batch_tokens), shuffled(4), alone)
 
 
-def test_preemption_does_not_change_the_answer(alone: list[Any]) -> None:
+def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
     engine = tiny_engine()
     handles = [engine.submit(request) for request in ALL]
     for tick in itertools.count():
@@ -119,12 +120,12 @@ def test_preemption_does_not_change_the_answer(alone: list[Any]) -> None:
         if not engine.tick():
             break
     for index, handle in enumerate(handles):
-        assert essence(handle.result()) == alone[index], ALL[index]
+        assert_equal(handle.result(), alone[index])
     assert sum(handle.result().report.num_preemptions for handle in handles) > len(ALL)
     assert_no_page_is_lost(engine)
 
 
-def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Any]) -> None:
+def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Completion]) -> None:
     engine = tiny_engine(cache_tokens=400)
     order = shuffled(5)
     assert_same(engine, order, alone)
@@ -211,9 +212,7 @@ def test_options_out_of_range_are_refused(method: str) -> None:
             bad += [option.bounds.minimum - 1, option.bounds.maximum + 1, float("nan")]
         for value in bad:
             with pytest.raises(UserError, match=option.name):
-                engine.generate(
-                    Request(prompt=[1], method=method, options={option.name: value})
-                )
+                engine.generate(Request(prompt=[1], method=method, options={option.name: value}))
     with pytest.raises(UnknownName, match="no_such"):
         engine.generate(Request(prompt=[1], method=method, options={"no_such": 1}))
 
@@ -221,9 +220,7 @@ def test_options_out_of_range_are_refused(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_what_it_needs_is_refused(method: str) -> None:
     cls: type[Method] = lookup.find("methods", method, kind="method")
-    unable = Abilities(
-        name="mute", vocabulary_size=9, context_length=9, attention=frozenset()
-    )
+    unable = Abilities(name="mute", vocabulary_size=9, context_length=9, attention=frozenset())
     assert isinstance(cls.needs, Needs)
     with pytest.raises(UnsupportedMethod, match=f"{method} needs .* supports: other"):
         cls.require(method, unable, ("target",), ["other"])

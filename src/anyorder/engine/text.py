@@ -23,10 +23,10 @@ class TextStream(Protocol):
 class Detokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
-    def stream(self) -> TextStream:
-        """A fresh incremental detokeniser."""
+    def stream(self, *, continued: bool = False) -> TextStream:
+        """A fresh incremental detokeniser; `continued`: there is text before it."""
 
-    def decode(self, ids: Seq[int], *, skip_special: bool = True) -> str:
+    def decode(self, ids: Seq[int], *, continued: bool = False) -> str:
         """Text of these ids."""
 
     def token_text(self, token: int) -> str:
@@ -59,7 +59,7 @@ class EndRules:
         if not self.stop:
             return False
         assert self.tokenizer is not None, "stop strings were accepted without a tokenizer"
-        text = self.tokenizer.decode(tokens)
+        text = self.tokenizer.decode(tokens, continued=True)
         return any(stop in text for stop in self.stop)
 
 
@@ -68,7 +68,9 @@ class ChoiceBuilder:
 
     def __init__(self, rules: EndRules) -> None:
         self._rules = rules
-        self._stream = rules.tokenizer.stream() if rules.tokenizer is not None else None
+        self._stream = (
+            rules.tokenizer.stream(continued=True) if rules.tokenizer is not None else None
+        )
         self._held = ""
         """Text that might be the beginning of a stop string."""
         self._text: list[str] = []

@@ -1,0 +1,90 @@
+"""From a name or a path to a model that can run: weights, tokenizer and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from anyorder.core.batch import Network
+from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities
+from anyorder.model import catalog
+from anyorder.model.checkpoint import open_folder, open_gguf
+from anyorder.model.config import ModelConfig
+from anyorder.model.gguf import GGUFFile
+from anyorder.model.loading import load_network
+from anyorder.model.settings import settings
+from anyorder.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from anyorder.model.naming import TensorSource
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done ("downloading", "loading"), how much is done, how much there is."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model in memory."""
+
+    network: Network
+    abilities: Abilities
+    tokenizer: Tokenizer | None = None
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a catalog name, a folder of safetensors, a .gguf file or a hub id.
+
+    `device` is the first GPU, or else the CPU; `dtype` bfloat16 on a GPU and float32 on a CPU.
+    Downloads what is not on this machine yet, unless settings forbid it.
+    """
+    threads = settings().num_threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    elif isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+        dtype = _DTYPES[dtype]
+    found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
+    config: ModelConfig
+    tensors: TensorSource
+    if found.kind == "gguf":
+        file = GGUFFile(found.path)
+        config, tensors = open_gguf(file)
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+    else:
+        config, tensors = open_folder(found.path)
+        tokenizer = Tokenizer.from_folder(found.path)
+    network = load_network(
+        config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
+    )
+    ends = config.end_tokens | (tokenizer.end_tokens if tokenizer is not None else frozenset())
+    abilities = Abilities(
+        name=found.name,
+        vocabulary_size=config.vocabulary_size,
+        context_length=config.context_length,
+        end_tokens=ends,
+        mask_token=tokenizer.mask_token if tokenizer is not None else None,
+    )
+    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(stage, done, total)

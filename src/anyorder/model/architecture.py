@@ -45,9 +45,9 @@ class Architecture:
         prefix = metadata["general.architecture"] + "."
         inner = {key.removeprefix(prefix): value for key, value in metadata.items()}
         data = {name: inner[key] for key, name in _GGUF_FIELDS.items() if key in inner}
-        for key in _GGUF_REQUIRED:
-            if _GGUF_FIELDS[key] not in data:
-                raise CheckpointError(f"the GGUF file lacks the metadata {prefix}{key}.")
+        checked = Fields(inner, f"the {prefix}* metadata of the GGUF file")
+        for key in _GGUF_SIZES:
+            data[_GGUF_FIELDS[key]] = checked.size(key)
         present = set(source.names())
         if "token_embd.weight" in present:
             data["vocab_size"] = source.shape("token_embd.weight")[0]
@@ -59,8 +59,9 @@ class Architecture:
         ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
         data["eos_token_id"] = [end for end in ends if end is not None]
         if "rope.dimension_count" in inner:
-            head = data.get("head_dim", data["hidden_size"] // data["num_attention_heads"])
-            data["partial_rotary_factor"] = inner["rope.dimension_count"] / head
+            head = max(data["hidden_size"] // data["num_attention_heads"], 1)
+            head = checked.size("attention.key_length", head)
+            data["partial_rotary_factor"] = checked.size("rope.dimension_count") / head
         data["rope_scaling"] = _gguf_scaling(inner, source)
         return data
 
@@ -85,7 +86,7 @@ _GGUF_FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 """GGUF metadata, without the architecture's prefix -> config.json."""
-_GGUF_REQUIRED = tuple(_GGUF_FIELDS)[:5]
+_GGUF_SIZES = tuple(_GGUF_FIELDS)[:5]
 
 
 def _gguf_scaling(inner: Mapping[str, Any], source: TensorSource) -> dict[str, Any] | None:

@@ -109,6 +109,12 @@ class Experts:
     shared_width: int = 0
     """Inner width of an expert that every token visits; 0: there is none."""
 
+    def __post_init__(self) -> None:
+        if self.per_token > self.num:
+            raise CheckpointError(
+                f"each token is to visit {self.per_token} experts, but there are {self.num}."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
@@ -182,18 +188,8 @@ class ModelConfig:
     """Logits are squashed into (-cap, cap) by tanh."""
 
     def __post_init__(self) -> None:
-        sizes = (
-            ("vocabulary", self.vocabulary_size),
-            ("hidden", self.width),
-            ("context", self.context_length),
-            ("head", self.head_width),
-            ("number of layers", len(self.layers)),
-            ("number of heads", self.num_heads),
-            ("number of key/value heads", self.num_kv_heads),
-        )
-        for what, size in sizes:
-            if size < 1:
-                raise CheckpointError(f"the configuration's {what} size is {size}; at least 1.")
+        if not self.layers:
+            raise CheckpointError("the configuration has no layers; there must be at least 1.")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly."

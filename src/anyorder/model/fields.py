@@ -36,8 +36,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
-_LARGEST = 2**31
+_LARGEST = 2**24
 _MOST_LAYERS = 1000
+_SCALINGS = ("linear", "ntk", "dynamic", "yarn", "llama3")
 
 
 class Fields:
@@ -60,22 +61,38 @@ class Fields:
             raise self._wrong(name, num_layers, f"at most {_MOST_LAYERS}")
         return num_layers
 
+    def head_width(self, width: int, num_heads: int) -> int:
+        """Each head's share of the width, where no field says otherwise."""
+        if num_heads > width:
+            raise CheckpointError(
+                f"{self.origin} has {num_heads} heads, too many for a width of {width}."
+            )
+        return width // num_heads
+
     def has(self, name: str) -> bool:
         """Is the field there, and not null?"""
         return self._data.get(name) is not None
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number from 0 to 2^31."""
+        """A whole number from 0 to 2^24, a bound against absurd sizes."""
         value = self._value(name, default)
         if type(value) is not int or not 0 <= value <= _LARGEST:
-            raise self._wrong(name, value, "a whole number from 0 to 2^31")
+            raise self._wrong(name, value, "a whole number from 0 to 2^24")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number from 1 to 2^24."""
+        value = self.integer(name, default)
+        if value < 1:
+            raise self._wrong(name, value, "at least 1")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, above: float = -math.inf) -> float:
+        """A finite number greater than `above`."""
         value = self._value(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise self._wrong(name, value, "a number")
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= above:
+            allowed = "a number" if above == -math.inf else f"a number above {above:g}"
+            raise self._wrong(name, value, allowed)
         return float(value)
 
     def flag(self, name: str, default: bool | None = None) -> bool:
@@ -197,14 +214,23 @@ def read_rope(
     if parameters is None:
         name = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"
         parameters = fields.inside(name)
-    base = parameters.number("rope_theta", fields.number("rope_theta", base))
+    base = parameters.number("rope_theta", fields.number("rope_theta", base), above=1)
     share = parameters.number(
         "partial_rotary_factor", fields.number("partial_rotary_factor", share)
     )
     width = int(head_width * share)
     if width < 2 or width % 2 or width > head_width:
-        raise fields.refuse("partial_rotary_factor", f"gives {width} rotated dimensions.")
-    return Rope(width=width, base=base, scaling=_read_scaling(fields, parameters))
+        raise CheckpointError(
+            f"{fields.origin} asks to rotate {width} of {head_width} dimensions per head; it must "
+            "be an even number of them."
+        )
+    scaling = _read_scaling(fields, parameters)
+    if isinstance(scaling, FrequencyDivisors) and len(scaling.divisors) != width // 2:
+        raise CheckpointError(
+            f"{fields.origin} has {len(scaling.divisors)} rotary divisors for {width} dimensions; "
+            f"there must be {width // 2}."
+        )
+    return Rope(width=width, base=base, scaling=scaling)
 
 
 def _read_scaling(fields: Fields, parameters: Fields) -> RopeScaling | None:
@@ -213,35 +239,35 @@ def _read_scaling(fields: Fields, parameters: Fields) -> RopeScaling | None:
         return None
     if kind == "divisors":
         return FrequencyDivisors(divisors=parameters.numbers("divisors"))
-    context = fields.integer("max_position_embeddings")
-    original = fields.integer(
+    if kind not in _SCALINGS:
+        raise CheckpointError(
+            f"rope scaling {kind!r} in {fields.origin} is not supported; supported are default, "
+            f"{', '.join(_SCALINGS)}."
+        )
+    context = fields.size("max_position_embeddings")
+    original = fields.size(
         "original_max_position_embeddings",
-        parameters.integer("original_max_position_embeddings", context),
+        parameters.size("original_max_position_embeddings", context),
     )
     if kind == "yarn":
         return _read_yarn(parameters, context, original)
-    factor = parameters.number("factor")
+    factor = parameters.number("factor", above=0)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "ntk":
         return NtkScaling(factor=factor)
     if kind == "dynamic":
         return DynamicScaling(factor=factor, original_length=context)
-    if kind == "llama3":
-        return Llama3Scaling(
-            factor=factor,
-            low_frequency_factor=parameters.number("low_freq_factor"),
-            high_frequency_factor=parameters.number("high_freq_factor"),
-            original_length=original,
-        )
-    raise CheckpointError(
-        f"rope scaling {kind!r} in {fields.origin} is not supported; supported are default, "
-        "linear, ntk, dynamic, yarn, llama3."
+    return Llama3Scaling(
+        factor=factor,
+        low_frequency_factor=parameters.number("low_freq_factor"),
+        high_frequency_factor=parameters.number("high_freq_factor"),
+        original_length=original,
     )
 
 
 def _read_yarn(parameters: Fields, context: int, original: int) -> YarnScaling:
-    factor = parameters.number("factor", context / original)
+    factor = parameters.number("factor", context / original, above=0)
 
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -253,8 +279,8 @@ def _read_yarn(parameters: Fields, context: int, original: int) -> YarnScaling:
     return YarnScaling(
         factor=factor,
         original_length=original,
-        beta_fast=parameters.number("beta_fast", 32.0),
-        beta_slow=parameters.number("beta_slow", 1.0),
+        beta_fast=parameters.number("beta_fast", 32.0, above=0),
+        beta_slow=parameters.number("beta_slow", 1.0, above=0),
         magnitude=parameters.number("attention_factor", inferred),
         truncate=parameters.flag("truncate", True),
     )

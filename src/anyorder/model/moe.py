@@ -2,7 +2,7 @@
 
 Tokens are sorted by expert, and every expert multiplies all of its tokens in one grouped GEMM; no
 loop runs over tokens or experts. The router works in float32. No token is ever dropped, and there
-is no balancing loss here.
+is no balancing loss here. Grouped GEMMs exist for float32, bfloat16 and float16, not for float64.
 
 Shape suffixes: N packed tokens, W width of the residual stream, X experts, P experts per token,
 S = N * P visits sorted by expert, I inner width of an expert.

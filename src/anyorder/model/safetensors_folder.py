@@ -27,6 +27,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}.") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(data, dict):
@@ -47,11 +49,8 @@ class SafetensorsFolder:
         if index.exists():
             self._read_index(index)
             return
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise CheckpointError(_no_weights(folder))
-        for path in paths:
-            self._file_of |= dict.fromkeys(self._open(path).keys(), path)
+        path = _only_file(folder)
+        self._file_of = dict.fromkeys(self._open(path).keys(), path)
 
     def names(self) -> Iterable[str]:
         """Every tensor's name."""
@@ -99,7 +98,7 @@ class SafetensorsFolder:
             raise CheckpointError(f'{index} has no "weight_map" of tensor names to files.')
         for name, file in file_of.items():
             # A plain name in this folder, so that a hostile index cannot open other files.
-            if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            if not isinstance(file, str) or Path(file).name != file or set(file) & {"\\", "\0"}:
                 raise CheckpointError(
                     f"{index} puts tensor {name!r} into {file!r}; only files of the same folder "
                     "are allowed."
@@ -111,11 +110,21 @@ class SafetensorsFolder:
             self._file_of[name] = self._folder / file
 
 
-def _no_weights(folder: Path) -> str:
+def _only_file(folder: Path) -> Path:
+    """The weights of a folder without an index: model.safetensors, or the only file there is."""
+    paths = sorted(folder.glob("*.safetensors"))
+    usual = folder / "model.safetensors"
+    if usual in paths or len(paths) == 1:
+        return usual if usual in paths else paths[0]
+    if paths:
+        raise CheckpointError(
+            f"{folder} holds {len(paths)} .safetensors files and no {_INDEX} that says what is "
+            "where; fetch the checkpoint again."
+        )
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
     if pickled:
-        return (
+        raise CheckpointError(
             f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are "
             "opened; only .safetensors and .gguf are loaded. Convert them first."
         )
-    return f"{folder} holds no .safetensors file."
+    raise CheckpointError(f"{folder} holds no .safetensors file.")

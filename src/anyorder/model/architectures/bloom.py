@@ -39,16 +39,16 @@ class Bloom(Architecture):
             raise fields.refuse(
                 "apply_residual_connection_post_layernorm", "this variant is not supported."
             )
-        width = fields.integer("n_embed" if fields.has("n_embed") else "hidden_size")
+        width = fields.size("n_embed" if fields.has("n_embed") else "hidden_size")
         heads = "n_head" if fields.has("n_head") else "num_attention_heads"
-        num_heads = fields.integer(heads)
-        head_width = width // num_heads
+        num_heads = fields.size(heads)
+        head_width = fields.head_width(width, num_heads)
         return ModelConfig(
             architecture="bloom",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
             # ALiBi has no last position; this is what the published models were trained on.
-            context_length=fields.integer("seq_length", 2048),
+            context_length=fields.size("seq_length", 2048),
             layers=(LayerConfig(attention_scale=head_width**-0.5),) * fields.num_layers,
             end_tokens=fields.integers("eos_token_id"),
             num_heads=num_heads,

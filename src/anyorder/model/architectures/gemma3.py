@@ -34,23 +34,23 @@ class Gemma3(Architecture):
         for name in ("attn_logit_softcapping", "use_bidirectional_attention"):
             if fields.has(name) and fields.value(name) is not False:
                 raise fields.refuse(name, "this variant is not supported.")
-        width, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+        width, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
         bias = fields.flag("attention_bias", False)
         cap = "final_logit_softcapping"
         return ModelConfig(
             architecture="gemma3",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
-            context_length=fields.integer("max_position_embeddings"),
+            context_length=fields.size("max_position_embeddings"),
             layers=cls._layers(fields),
             end_tokens=fields.integers("eos_token_id"),
             num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads"),
-            head_width=fields.integer("head_dim"),
+            num_kv_heads=fields.size("num_key_value_heads"),
+            head_width=fields.size("head_dim"),
             qkv_bias=bias,
             output_bias=bias,
             qk_norm="head",
-            mlp_width=fields.integer("intermediate_size"),
+            mlp_width=fields.size("intermediate_size"),
             activation=fields.activation("hidden_activation", "gelu_pytorch_tanh"),
             gated=True,
             norm="rms",
@@ -64,7 +64,7 @@ class Gemma3(Architecture):
 
     @classmethod
     def _layers(cls, fields: Fields) -> tuple[LayerConfig, ...]:
-        head_width, num_layers = fields.integer("head_dim"), fields.num_layers
+        head_width, num_layers = fields.size("head_dim"), fields.num_layers
         scale = fields.number("query_pre_attn_scalar", 256.0) ** -0.5
         by_kind = fields.inside("rope_parameters")
         if by_kind.has("full_attention"):
@@ -78,7 +78,7 @@ class Gemma3(Architecture):
             local = Fields({"rope_theta": local_base}, fields.origin)
             local_rope = read_rope(fields, head_width, parameters=local)
         local_layer = LayerConfig(
-            rope=local_rope, window=fields.integer("sliding_window"), attention_scale=scale
+            rope=local_rope, window=fields.size("sliding_window"), attention_scale=scale
         )
         global_layer = LayerConfig(rope=global_rope, attention_scale=scale)
         if fields.has("layer_types"):
@@ -96,5 +96,5 @@ class Gemma3(Architecture):
         # The 27B model alone scales queries by its width per head instead of the head width.
         per_head = data["hidden_size"] / data["num_attention_heads"]
         is_largest = data["num_hidden_layers"] == 62
-        data["query_pre_attn_scalar"] = per_head if is_largest else data["head_dim"]
+        data["query_pre_attn_scalar"] = per_head if is_largest else data.get("head_dim")
         return data

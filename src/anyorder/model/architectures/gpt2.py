@@ -34,14 +34,14 @@ class Gpt2(Architecture):
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:
-        width, num_heads = fields.integer("n_embd"), fields.integer("n_head")
-        head_width = width // num_heads
-        context_length = fields.integer("n_positions")
+        width, num_heads = fields.size("n_embd"), fields.size("n_head")
+        head_width = fields.head_width(width, num_heads)
+        context_length = fields.size("n_positions")
         scale = head_width**-0.5 if fields.flag("scale_attn_weights", True) else 1.0
         by_layer = fields.flag("scale_attn_by_inverse_layer_idx", False)
         return ModelConfig(
             architecture="gpt2",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
             context_length=context_length,
             layers=tuple(
@@ -54,7 +54,7 @@ class Gpt2(Architecture):
             head_width=head_width,
             qkv_bias=True,
             output_bias=True,
-            mlp_width=fields.integer("n_inner", 4 * width),
+            mlp_width=fields.size("n_inner", 4 * width),
             activation=fields.activation("activation_function", "gelu_new"),
             gated=False,
             mlp_bias=True,

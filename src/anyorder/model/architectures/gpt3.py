@@ -27,9 +27,7 @@ class Gpt3(Architecture):
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:
         config = Gpt2.config(fields)
-        band = fields.integer("attention_band")
-        if band < 1:
-            raise fields.refuse("attention_band", "a band holds at least the token itself.")
+        band = fields.size("attention_band")
         layers = tuple(
             replace(layer, window=band if index % 2 else None)
             for index, layer in enumerate(config.layers)

@@ -35,8 +35,8 @@ class GptNeox(Architecture):
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:
-        width, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-        head_width = width // num_heads
+        width, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+        head_width = fields.head_width(width, num_heads)
         layer = LayerConfig(
             rope=read_rope(
                 fields,
@@ -49,9 +49,9 @@ class GptNeox(Architecture):
         bias = fields.flag("attention_bias", True)
         return ModelConfig(
             architecture="gpt_neox",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
-            context_length=fields.integer("max_position_embeddings"),
+            context_length=fields.size("max_position_embeddings"),
             layers=(layer,) * fields.num_layers,
             end_tokens=fields.integers("eos_token_id"),
             num_heads=num_heads,
@@ -59,7 +59,7 @@ class GptNeox(Architecture):
             head_width=head_width,
             qkv_bias=bias,
             output_bias=bias,
-            mlp_width=fields.integer("intermediate_size"),
+            mlp_width=fields.size("intermediate_size"),
             activation=fields.activation("hidden_act", "gelu"),
             gated=False,
             mlp_bias=True,

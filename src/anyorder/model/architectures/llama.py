@@ -25,24 +25,24 @@ class Llama(Architecture):
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:
-        width, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-        head_width = fields.integer("head_dim", width // num_heads)
+        width, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+        head_width = fields.size("head_dim", fields.head_width(width, num_heads))
         rope = read_rope(fields, head_width)
         experts = None
         if fields.integer("num_local_experts", 0):
             # Mixtral; a GGUF file of it says no more than this.
             experts = Experts(
-                num=fields.integer("num_local_experts"),
-                per_token=fields.integer("num_experts_per_tok"),
-                width=fields.integer("intermediate_size"),
+                num=fields.size("num_local_experts"),
+                per_token=fields.size("num_experts_per_tok"),
+                width=fields.size("intermediate_size"),
                 normalize=True,
             )
         bias = fields.flag("attention_bias", False)
         return ModelConfig(
             architecture="llama",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
-            context_length=fields.integer("max_position_embeddings"),
+            context_length=fields.size("max_position_embeddings"),
             layers=tuple(
                 LayerConfig(
                     rope=rope, window=window, attention_scale=head_width**-0.5, experts=experts
@@ -51,11 +51,11 @@ class Llama(Architecture):
             ),
             end_tokens=fields.integers("eos_token_id"),
             num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", num_heads),
+            num_kv_heads=fields.size("num_key_value_heads", num_heads),
             head_width=head_width,
             qkv_bias=bias,
             output_bias=bias,
-            mlp_width=fields.integer("intermediate_size"),
+            mlp_width=fields.size("intermediate_size"),
             activation=fields.activation("hidden_act", "silu"),
             gated=True,
             mlp_bias=fields.flag("mlp_bias", False),

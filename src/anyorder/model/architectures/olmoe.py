@@ -26,9 +26,9 @@ class Olmoe(Architecture):
         config = Llama.config(fields)
         count = "num_experts" if fields.has("num_experts") else "num_local_experts"
         experts = Experts(
-            num=fields.integer(count),
-            per_token=fields.integer("num_experts_per_tok"),
-            width=fields.integer("intermediate_size"),
+            num=fields.size(count),
+            per_token=fields.size("num_experts_per_tok"),
+            width=fields.size("intermediate_size"),
             normalize=fields.flag("norm_topk_prob", False),
         )
         return replace(

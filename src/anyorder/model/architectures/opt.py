@@ -43,15 +43,15 @@ class Opt(Architecture):
     def config(cls, fields: Fields) -> ModelConfig:
         if not fields.flag("layer_norm_elementwise_affine", True):
             raise fields.refuse("layer_norm_elementwise_affine", "norms need a scale and a shift.")
-        width, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-        head_width = width // num_heads
-        embedding_width = fields.integer("word_embed_proj_dim", width)
+        width, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+        head_width = fields.head_width(width, num_heads)
+        embedding_width = fields.size("word_embed_proj_dim", width)
         before = fields.flag("do_layer_norm_before", True)
-        context_length = fields.integer("max_position_embeddings")
+        context_length = fields.size("max_position_embeddings")
         bias = fields.flag("enable_bias", True)
         return ModelConfig(
             architecture="opt",
-            vocabulary_size=fields.integer("vocab_size"),
+            vocabulary_size=fields.size("vocab_size"),
             width=width,
             context_length=context_length,
             layers=(LayerConfig(attention_scale=head_width**-0.5),) * fields.num_layers,
@@ -61,7 +61,7 @@ class Opt(Architecture):
             head_width=head_width,
             qkv_bias=bias,
             output_bias=bias,
-            mlp_width=fields.integer("ffn_dim"),
+            mlp_width=fields.size("ffn_dim"),
             activation=fields.activation("activation_function", "relu"),
             gated=False,
             mlp_bias=bias,

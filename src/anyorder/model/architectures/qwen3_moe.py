@@ -27,9 +27,9 @@ class Qwen3Moe(Architecture):
         config = Llama.config(fields)
         count = "num_experts" if fields.has("num_experts") else "num_local_experts"
         experts = Experts(
-            num=fields.integer(count),
-            per_token=fields.integer("num_experts_per_tok"),
-            width=fields.integer("moe_intermediate_size"),
+            num=fields.size(count),
+            per_token=fields.size("num_experts_per_tok"),
+            width=fields.size("moe_intermediate_size"),
             normalize=fields.flag("norm_topk_prob", False),
         )
         return replace(

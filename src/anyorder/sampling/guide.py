@@ -1,19 +1,260 @@
-"""Guided generation: which tokens keep the text inside a JSON Schema, regex, grammar or choice."""
+"""Guided generation: which tokens keep a text inside a JSON Schema, regex, grammar or choice.
+
+Grammars are compiled and matched by llguidance, within limits on time and memory; see `schema` for
+what of JSON Schema is supported. End tokens are allowed exactly where the text so far is complete.
+
+JSON may have whitespace between its tokens, up to 40 spaces, tabs and line ends in a row (enough to
+print it prettily, and no room for an endless run of them); none before or after the whole.
+
+Not here: making the text shorter (forced tokens are computed by the model like all others).
+"""
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from anyorder.core.errors import GuideError
+from anyorder.sampling.schema import check_grammar, check_schema
 
 if TYPE_CHECKING:
     import torch
+    from llguidance import LLMatcher, LLTokenizer
+
+    from anyorder.core.request import Guide
+
+WHITESPACE = r"[ \t\n\r]{1,40}"
+MAX_LENGTH = 2**19
+"""Characters of a schema, regex, grammar or list of choices."""
+MAX_CHOICES = 10_000
+_CACHED_GRAMMARS = 64
+_MATCHERS = 64
+"""Continuations of one request followed at the same time; more are followed from further back."""
 
 
-class GuideState(Protocol):
-    """A guide, as one request uses it."""
+@dataclass(kw_only=True, eq=False, slots=True)
+class _Branch:
+    matcher: LLMatcher
+    tokens: list[int]
+    """What the matcher has consumed."""
 
-    def fill_mask(self, generated: Seq[int], words: torch.Tensor) -> None:
-        """Set the bits of the ids allowed after `generated`; int32 [vocabulary / 32]."""
+
+class GuideState:
+    """A compiled guide, as one request uses it.
+
+    Questions may go back and branch (beams, drafts): a few matchers are kept, each at the end of
+    the text last asked of it. Going on from there costs one step per token; branching off costs a
+    copy and a rollback.
+    """
+
+    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
+        import torch
+
+        self._start = matcher
+        self._branches: list[_Branch] = []
+        """The most recently used last."""
+        self._words = torch.zeros(num_words, dtype=torch.int32)
+
+    def fill_mask(self, generated: Seq[int], words_W: torch.Tensor) -> None:
+        """Set the bits of ids allowed after `generated`, lowest bit first; int32 on the host.
+
+        A text outside of the guide's language constrains nothing: the mask forbids such texts, so
+        only a draft that is about to be rejected can ask. GuideError: a limit was exceeded.
+        """
+        branch = self._follow(generated)
+        if branch is None:
+            words_W.fill_(-1)
+            return
+        size = self._words.numel() * self._words.element_size()
+        branch.matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), size)
+        self._check(branch)
+        shared = min(len(words_W), len(self._words))
+        words_W[shared:] = 0
+        words_W[:shared] = self._words[:shared]
 
     def complete(self, generated: Seq[int]) -> bool:
-        """Does the guide accept no further text?"""
+        """Is `generated` accepted, and can no text follow? GuideError: a limit was exceeded."""
+        branch = self._follow(generated)
+        return branch is not None and branch.matcher.is_stopped()
+
+    def _follow(self, generated: Seq[int]) -> _Branch | None:
+        """A branch at the end of `generated`; None where that is outside of the language."""
+        tokens = list(generated)
+        branch = self._nearest(tokens)
+        new = tokens[len(branch.tokens) :]
+        num_consumed = branch.matcher.try_consume_tokens(new) if new else 0
+        self._check(branch)
+        branch.tokens += new[:num_consumed]
+        return branch if num_consumed == len(new) else None
+
+    def _nearest(self, tokens: list[int]) -> _Branch:
+        """A branch at the longest known prefix of `tokens`, made the most recently used."""
+        shared, nearest = 0, None
+        for branch in reversed(self._branches):
+            if nearest is not None and branch.tokens[: shared + 1] != tokens[: shared + 1]:
+                continue
+            shared, nearest = _common(branch.tokens, tokens), branch
+            if shared >= len(tokens) - 1:
+                break
+        if nearest is not None and len(nearest.tokens) == shared:
+            self._branches.remove(nearest)
+        else:
+            nearest = self._fork(nearest, shared)
+        self._branches.append(nearest)
+        del self._branches[:-_MATCHERS]
+        return nearest
+
+    def _fork(self, branch: _Branch | None, length: int) -> _Branch:
+        """A copy of the branch, cut back to `length` tokens."""
+        if branch is None or not length:
+            return _Branch(matcher=self._start.deep_copy(), tokens=[])
+        matcher = branch.matcher.deep_copy()
+        went_back = matcher.rollback(len(branch.tokens) - length)
+        assert went_back, matcher.get_error()
+        return _Branch(matcher=matcher, tokens=branch.tokens[:length])
+
+    def _check(self, branch: _Branch) -> None:
+        if branch.matcher.is_error():
+            self._branches.remove(branch)
+            reason = _reason(branch.matcher.get_error())
+            raise GuideError(f"the guide is too complex to follow: {reason}; simplify it.")
+
+
+class GuideCompiler:
+    """Compiles guides for one tokenizer; keeps the last few."""
+
+    def __init__(
+        self, tokenizer_json: str, vocabulary_size: int, end_tokens: frozenset[int]
+    ) -> None:
+        """`tokenizer_json` is the text of a tokenizer.json file; it is read when first needed.
+
+        `vocabulary_size` is the number of logits. Without end tokens, a text ends only where the
+        guide is complete.
+        """
+        self._tokenizer_json = tokenizer_json
+        self._vocabulary_size = vocabulary_size
+        self._end_tokens = end_tokens
+        self._tokenizer: LLTokenizer | None = None
+        self._matchers: OrderedDict[Guide, LLMatcher] = OrderedDict()
+
+    def compile(self, guide: Guide) -> GuideState:
+        """A new state at the start of the text.
+
+        GuideError: it is malformed, uses what is not supported, matches nothing, or exceeds limits
+        on size; or the model's tokenizer is of a kind that cannot be guided.
+        """
+        if guide in self._matchers:
+            self._matchers.move_to_end(guide)
+        else:
+            self._matchers[guide] = self._compile(guide)
+            if len(self._matchers) > _CACHED_GRAMMARS:
+                self._matchers.popitem(last=False)
+        size = max(self._vocabulary_size, self._load().vocab_size)
+        return GuideState(self._matchers[guide], -(-size // 32))
+
+    def _load(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            from llguidance import LLTokenizer
+
+            try:
+                self._tokenizer = LLTokenizer(self._tokenizer_json, *self._sizes())
+            except ValueError as error:
+                raise GuideError(
+                    f"this model's tokenizer cannot be guided: {_reason(str(error))}; generate "
+                    "without a guide."
+                ) from None
+        return self._tokenizer
+
+    def _sizes(self) -> tuple[int | None, list[int]]:
+        """Size of the vocabulary as matchers see it, and end tokens. There must be one: a model
+        without gets an id beyond all logits, which no text can contain."""
+        if self._end_tokens:
+            return None, sorted(self._end_tokens)
+        tokenizer = json.loads(self._tokenizer_json)
+        sizes = [token["id"] + 1 for token in tokenizer["added_tokens"]]
+        last = max(self._vocabulary_size, len(tokenizer["model"]["vocab"]), *sizes)
+        return last + 1, [last]
+
+    def _compile(self, guide: Guide) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            max_items_in_row=2_000,
+            initial_lexer_fuel=1_000_000,
+            step_lexer_fuel=200_000,
+            step_max_items=50_000,
+            max_lexer_states=50_000,
+            max_grammar_size=500_000,
+            verbose_errors=False,
+        )
+        name = _NAMES[guide.kind]
+        matcher = LLMatcher(self._load(), _grammar(guide), log_level=0, limits=limits)
+        if matcher.is_error():
+            raise GuideError(f"the {name} cannot be used: {_reason(matcher.get_error())}.")
+        for warning in matcher.get_grammar_warnings():
+            raise GuideError(f"the {name} cannot be used: {_reason(warning)}.")
+        first = matcher.deep_copy()
+        first.compute_bitmask()
+        if first.is_error():
+            raise GuideError(f"the {name} matches no text, or is too complex.")
+        return matcher
+
+
+def _common(some: list[int], others: list[int]) -> int:
+    """Length of the longest common prefix."""
+    if some == others[: len(some)]:
+        return len(some)
+    pairs = zip(some, others, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+_NAMES = {
+    "json_schema": "JSON Schema",
+    "regex": "regex",
+    "lark": "grammar",
+    "choices": "list of choices",
+}
+
+
+def _grammar(guide: Guide) -> str:
+    """The guide in llguidance's own form, after the checks that llguidance does not make."""
+    from llguidance import LLMatcher
+
+    if len(guide.value) > MAX_LENGTH:
+        raise GuideError(
+            f"the {_NAMES[guide.kind]} has {len(guide.value)} characters; at most {MAX_LENGTH} are "
+            "allowed."
+        )
+    if guide.kind == "json_schema":
+        check_schema(json.loads(guide.value))
+        return LLMatcher.grammar_from_json_schema(
+            guide.value, overrides={"whitespace_pattern": WHITESPACE}
+        )
+    if guide.kind == "regex":
+        return LLMatcher.grammar_from_regex(guide.value)
+    if guide.kind == "lark":
+        check_grammar(guide.value)
+        return LLMatcher.grammar_from_lark(guide.value)
+    options = json.loads(guide.value)
+    if len(options) > MAX_CHOICES:
+        raise GuideError(f"there are {len(options)} choices; at most {MAX_CHOICES} are allowed.")
+    return LLMatcher.grammar_from_regex("|".join(map(_literal, options)))
+
+
+def _literal(text: str) -> str:
+    """A regex that matches exactly this text."""
+    return "".join(
+        letter if letter.isascii() and letter.isalnum() else f"\\x{{{ord(letter):x}}}"
+        for letter in text
+    )
+
+
+def _reason(message: str) -> str:
+    """The line of a longer message that says what is wrong."""
+    _, found, error = message.partition("\nerror: ")
+    line = (error if found else message).splitlines()[0]
+    return line.strip().rstrip(".")[:300]

@@ -1,0 +1,1 @@
+"""Measurements of anyorder beside other engines, in one run on one machine."""

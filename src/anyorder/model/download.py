@@ -171,7 +171,7 @@ def pip_download(requirement: str, folder: Path, progress: Progress) -> None:
     with (folder / "pip.log").open("w+b") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pip", "download", *options, requirement],
-            env=environment_with(TMPDIR=str(scratch)),  # where it grows before it is moved
+            env=environment_with({"TMPDIR": str(scratch)}),  # where it grows before it is moved
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -71,6 +71,6 @@ def _threads(value: str) -> int | None:
     return int(value)
 
 
-def environment_with(**changes: str) -> dict[str, str]:
+def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
     """The environment for a child process, with changes."""
     return {**os.environ, **changes}

@@ -169,7 +169,8 @@ def _bpe(
     try:
         return models.BPE(vocab=vocabulary.ids, merges=merges, **options)
     except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"the GGUF file's merges are unusable: {error}.") from None
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(f"the GGUF file's merges are unusable: {reason}.") from None
 
 
 def _merges_by_score(

@@ -19,7 +19,7 @@ from typing import Any
 
 from anyorder.core.errors import InvalidRequest, TemplateError
 
-_MAX_SOURCE = 128 << 10
+_MAX_SOURCE = 64 << 10
 _FIRST_PLACEHOLDER = 0xF0000
 _MAX_MESSAGES = 65_000
 _PLACEHOLDERS = re.compile("([\U000f0000-\U000ffffd])")

@@ -31,6 +31,8 @@ MAX_SIZE = 32 << 20
 MAX_STEPS = 1_000_000
 MAX_SECONDS = 2.0
 _MAX_INTEGER_BITS = 1024
+_MAX_LOOP_NESTING = 32
+"""Compiling takes time that grows steeply with it."""
 
 _words = str.split
 _METHODS: dict[type, frozenset[str]] = {
@@ -118,12 +120,21 @@ class Meter:
 
 
 class SandboxNamespace(Namespace):
-    """`namespace()` of a template, without access to anything private."""
+    """`namespace()` of a template, without private attributes."""
+
+    def __init__(self, /, **attributes: Any) -> None:
+        for name in attributes:
+            _refuse_private(name)
+        super().__init__(**attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace cannot have the attribute {name!r}")
+        _refuse_private(name)
         super().__setitem__(name, value)
+
+
+def _refuse_private(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(f"a namespace cannot have the attribute {name!r}")
 
 
 class _Generation(Extension):
@@ -138,6 +149,9 @@ class _Generation(Extension):
 
 class _MeterEverything(NodeTransformer):
     """Rewrites a parsed template so that what Jinja does inline goes through metered filters."""
+
+    def __init__(self) -> None:
+        self._nesting = 0
 
     def _metered(self, node: nodes.Node, by: str = "_charged") -> nodes.Expr:
         filtered = nodes.Filter(node, by, [], [], None, None)
@@ -156,7 +170,11 @@ class _MeterEverything(NodeTransformer):
         return self._metered(node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
+        self._nesting += 1
+        if self._nesting > _MAX_LOOP_NESTING:
+            raise TemplateRuntimeError(f"loops are nested more than {_MAX_LOOP_NESTING} deep")
         self.generic_visit(node)
+        self._nesting -= 1
         node.iter = self._metered(node.iter, by="_looped")
         return node
 

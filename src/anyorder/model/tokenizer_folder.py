@@ -89,7 +89,8 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
         try:
             backend = Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing more specific
-            raise CheckpointError(f"{path} is unusable: {str(error)[:200]}.") from None
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} is unusable: {reason}.") from None
         backend.no_truncation()
         backend.no_padding()
         return backend
@@ -110,7 +111,8 @@ def _gpt2_files(folder: Path) -> tokenizers.Tokenizer:
     try:
         backend = Tokenizer(models.BPE(vocab=read_json(folder / "vocab.json"), merges=merges))
     except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"the vocabulary in {folder} is unusable: {error}.") from None
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the vocabulary in {folder} is unusable: {reason}.") from None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -244,7 +244,7 @@ def test_random_lives(seed: int) -> None:
                     run(store, sequence, sequence.tokens[sequence.num_resident :])
                 run(store, sequence, [rng.randrange(2) for _ in range(rng.randrange(1, 6))])
         except OutOfPages:
-            list(family)[0].close()
+            next(iter(family)).close()
         assert_consistent(store, list(family))
     for sequence in list(family):
         sequence.close()

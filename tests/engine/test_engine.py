@@ -218,7 +218,7 @@ def test_score_is_the_chain_rule_over_one_parallel_pass() -> None:
     assert engine.score([5]).logprobs == []
 
 
-# -------------------------------------------------------------------------------------- many at once
+# ------------------------------------------------------------------------------------- many at once
 def hammer(num_requests: int, seed: int) -> None:
     """Random requests, random aborts at random ticks; every page comes back."""
     rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Decoding equals transformers' `generate` on a tiny random LLaMA: greedy, beams, guidance, bans."""
+"""Decoding equals transformers' `generate` on a tiny random LLaMA."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ class Scheduler:
     def _select_run(self, run: Run, tick: _Tick) -> None:
         replaying = False
         for job in run.jobs:
-            if job.is_complete or (replaying and job.sequence.num_resident < job.sequence.length):
+            # A job with nothing left to run may still wait for its unconditional twin.
+            is_behind = job.sequence.num_resident < job.sequence.length
+            if not job.num_remaining or (replaying and is_behind):
                 continue
             if tick.budget <= 0:
                 return

@@ -1,0 +1,1 @@
+"""Measures and pictures of what engines do: consistency, likelihood, cost, traces."""

@@ -1,0 +1,80 @@
+"""The decoding methods, or one method's options with bounds and descriptions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from anyorder.core import lookup
+from anyorder.core.errors import UnknownName
+from anyorder.core.method import Needs
+from anyorder.core.options import json_schema
+from anyorder.methods import MethodInfo, methods
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which method, and the form of the answer."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one method; none: all of them")
+    parser.add_argument("--json", action="store_true", help="options as JSON Schema")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table, or one method's page."""
+    known = {info.name: info for info in methods()}
+    if arguments.name is not None and arguments.name not in known:
+        raise UnknownName("method", arguments.name, known)
+    chosen = list(known.values()) if arguments.name is None else [known[arguments.name]]
+    if arguments.json:
+        data = [_data(info) for info in chosen]
+        print(json.dumps(data if arguments.name is None else data[0], ensure_ascii=False))
+    elif arguments.name is None:
+        rows = [("method", "exact", "needs", "what it does")]
+        rows += [
+            (i.name, "yes" if i.exact else "no", needs_text(i.needs), i.summary) for i in chosen
+        ]
+        print_table(rows)
+    else:
+        _print_method(chosen[0])
+    return 0
+
+
+def needs_text(needs: Needs) -> str:
+    """What a method needs of its models, in words."""
+    words = [f"{needs.attention} attention"]
+    words += ["a mask token"] * needs.mask_token
+    words += [f"a {role} model" for role in needs.roles if role != "target"]
+    return ", ".join(words)
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Left-aligned columns, as wide as they need to be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _print_method(info: MethodInfo) -> None:
+    print(f"{info.name}: {info.summary}")
+    print(f"exact: {'yes' if info.exact else 'no'}; needs {needs_text(info.needs)}.")
+    if not info.options:
+        print("It has no options.")
+        return
+    print("\noptions (-o NAME=VALUE):")
+    print_table(
+        [
+            (f"  {option.name}", f"{option.default}", option.allowed, option.description)
+            for option in info.options
+        ]
+    )
+
+
+def _data(info: MethodInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "summary": info.summary,
+        "exact": info.exact,
+        "needs": needs_text(info.needs),
+        "options": json_schema(lookup.find("methods", info.name, kind="method")),
+    }

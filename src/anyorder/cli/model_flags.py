@@ -1,0 +1,70 @@
+"""Which model, how it is held, and opening an engine with progress shown."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyorder.cli.terminal import LineProgress, progress
+from anyorder.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from anyorder.engine.engine import Engine
+    from anyorder.model.progress import TerminalProgress
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """`-m`, and how the model is held in memory."""
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"catalog name, folder of safetensors, .gguf file or hub id [{DEFAULT_MODEL}]",
+    )
+    add("--draft", metavar="MODEL", help="a second model, for methods that need one")
+    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 [float32 on a CPU]")
+    add("--cache-tokens", metavar="N", help="capacity of the KV cache in tokens [by memory]")
+
+
+def open_engine(arguments: argparse.Namespace) -> Engine:
+    """Load what the flags say, with progress on stderr."""
+    cache_tokens = _cache_tokens(arguments.cache_tokens)
+    shown = progress()
+    try:
+        _find_early(arguments.model, shown)
+        from anyorder.engine.engine import Engine
+
+        return Engine(
+            arguments.model,
+            draft=arguments.draft,
+            dtype=arguments.dtype,
+            cache_tokens=cache_tokens,
+            progress=shown,
+        )
+    finally:
+        shown.close()
+
+
+def _find_early(model: str, shown: TerminalProgress | LineProgress) -> None:
+    """Refuse an unknown model, and download a new one, before torch is imported.
+
+    Hub ids are left to the engine: looking them up takes the network a second time.
+    """
+    if "/" in model and not Path(model).exists():
+        return
+    from anyorder.model import catalog
+
+    catalog.resolve(model, progress=lambda done, total: shown("downloading", done, total))
+
+
+def _cache_tokens(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 2**40:
+        raise InvalidRequest(f"--cache-tokens must be an integer of at least 1, got {text!r}.")
+    return int(text)

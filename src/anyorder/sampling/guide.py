@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import takewhile
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from anyorder.core.request import Guide
 
 WHITESPACE = r"[ \t\n\r]{1,40}"
-MAX_LENGTH = 2**19
+MAX_LENGTH = 2**18
 """Characters of a schema, regex, grammar or list of choices."""
 MAX_CHOICES = 10_000
 _CACHED_GRAMMARS = 64
@@ -51,13 +52,19 @@ class GuideState:
     copy and a rollback.
     """
 
-    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
+    def __init__(
+        self, matcher: LLMatcher, compile: Callable[[], LLMatcher], num_ids: int, hidden: int | None
+    ) -> None:
+        """`matcher` is at the start of the text; `compile` makes another one like it. `num_ids` is
+        the matcher's vocabulary, of which the id `hidden` is never allowed."""
         import torch
 
         self._start = matcher
+        self._compile = compile
+        self._hidden = hidden
         self._branches: list[_Branch] = []
         """The most recently used last."""
-        self._words = torch.zeros(num_words, dtype=torch.int32)
+        self._words = torch.zeros(-(-num_ids // 32), dtype=torch.int32)
 
     def fill_mask(self, generated: Seq[int], words_W: torch.Tensor) -> None:
         """Set the bits of ids allowed after `generated`, lowest bit first; int32 on the host.
@@ -65,29 +72,52 @@ class GuideState:
         A text outside of the guide's language constrains nothing: the mask forbids such texts, so
         only a draft that is about to be rejected can ask. GuideError: a limit was exceeded.
         """
-        branch = self._follow(generated)
-        if branch is None:
+        if not self._ask(self._compute_mask, generated):
             words_W.fill_(-1)
             return
-        size = self._words.numel() * self._words.element_size()
-        branch.matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), size)
-        self._check(branch)
         shared = min(len(words_W), len(self._words))
         words_W[shared:] = 0
         words_W[:shared] = self._words[:shared]
 
     def complete(self, generated: Seq[int]) -> bool:
         """Is `generated` accepted, and can no text follow? GuideError: a limit was exceeded."""
-        branch = self._follow(generated)
+        return self._ask(self._is_stopped, generated)
+
+    def _ask(self, question: Callable[[list[int]], bool], generated: Seq[int]) -> bool:
+        """Copies of a matcher share an automaton, built as texts need it and limited in size; if
+        others used it up, this text gets its own before it counts as too complex."""
+        tokens = list(generated)
+        try:
+            return question(tokens)
+        except GuideError:
+            self._start = self._compile()
+            self._branches.clear()
+            return question(tokens)
+
+    def _compute_mask(self, tokens: list[int]) -> bool:
+        """Put the mask into `_words`; False if `tokens` are outside of the language."""
+        import torch
+
+        branch = self._follow(tokens)
+        if branch is None:
+            return False
+        size = self._words.numel() * self._words.element_size()
+        branch.matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), size)
+        _check(branch.matcher)
+        if self._hidden is not None:
+            self._words.view(torch.uint8)[self._hidden // 8] &= 0xFF ^ 1 << self._hidden % 8
+        return True
+
+    def _is_stopped(self, tokens: list[int]) -> bool:
+        branch = self._follow(tokens)
         return branch is not None and branch.matcher.is_stopped()
 
-    def _follow(self, generated: Seq[int]) -> _Branch | None:
-        """A branch at the end of `generated`; None where that is outside of the language."""
-        tokens = list(generated)
+    def _follow(self, tokens: list[int]) -> _Branch | None:
+        """A branch at the end of `tokens`; None where that is outside of the language."""
         branch = self._nearest(tokens)
         new = tokens[len(branch.tokens) :]
         num_consumed = branch.matcher.try_consume_tokens(new) if new else 0
-        self._check(branch)
+        _check(branch.matcher)
         branch.tokens += new[:num_consumed]
         return branch if num_consumed == len(new) else None
 
@@ -117,27 +147,25 @@ class GuideState:
         assert went_back, matcher.get_error()
         return _Branch(matcher=matcher, tokens=branch.tokens[:length])
 
-    def _check(self, branch: _Branch) -> None:
-        if branch.matcher.is_error():
-            self._branches.remove(branch)
-            reason = _reason(branch.matcher.get_error())
-            raise GuideError(f"the guide is too complex to follow: {reason}; simplify it.")
+
+def _check(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        reason = _reason(matcher.get_error())
+        raise GuideError(f"the guide is too complex to follow: {reason}; simplify it.")
 
 
 class GuideCompiler:
     """Compiles guides for one tokenizer; keeps the last few."""
 
-    def __init__(
-        self, tokenizer_json: str, vocabulary_size: int, end_tokens: frozenset[int]
-    ) -> None:
+    def __init__(self, tokenizer_json: str, end_tokens: frozenset[int]) -> None:
         """`tokenizer_json` is the text of a tokenizer.json file; it is read when first needed.
 
-        `vocabulary_size` is the number of logits. Without end tokens, a text ends only where the
-        guide is complete.
+        Logits beyond the tokenizer's ids are never allowed. Without end tokens, a text ends only
+        where the guide is complete.
         """
         self._tokenizer_json = tokenizer_json
-        self._vocabulary_size = vocabulary_size
         self._end_tokens = end_tokens
+        self._hidden: int | None = None
         self._tokenizer: LLTokenizer | None = None
         self._matchers: OrderedDict[Guide, LLMatcher] = OrderedDict()
 
@@ -150,18 +178,23 @@ class GuideCompiler:
         if guide in self._matchers:
             self._matchers.move_to_end(guide)
         else:
-            self._matchers[guide] = self._compile(guide)
-            if len(self._matchers) > _CACHED_GRAMMARS:
-                self._matchers.popitem(last=False)
-        size = max(self._vocabulary_size, self._load().vocab_size)
-        return GuideState(self._matchers[guide], -(-size // 32))
+            self._renew(guide)
+        matcher, size = self._matchers[guide], self._load().vocab_size
+        return GuideState(matcher, lambda: self._renew(guide), size, self._hidden)
+
+    def _renew(self, guide: Guide) -> LLMatcher:
+        self._matchers[guide] = self._compile(guide)
+        if len(self._matchers) > _CACHED_GRAMMARS:
+            self._matchers.popitem(last=False)
+        return self._matchers[guide]
 
     def _load(self) -> LLTokenizer:
         if self._tokenizer is None:
             from llguidance import LLTokenizer
 
+            end_tokens = sorted(self._end_tokens) or [self._add_end_token()]
             try:
-                self._tokenizer = LLTokenizer(self._tokenizer_json, *self._sizes())
+                self._tokenizer = LLTokenizer(self._tokenizer_json, eos_token=end_tokens)
             except ValueError as error:
                 raise GuideError(
                     f"this model's tokenizer cannot be guided: {_reason(str(error))}; generate "
@@ -169,21 +202,22 @@ class GuideCompiler:
                 ) from None
         return self._tokenizer
 
-    def _sizes(self) -> tuple[int | None, list[int]]:
-        """Size of the vocabulary as matchers see it, and end tokens. There must be one: a model
-        without gets an id beyond all logits, which no text can contain."""
-        if self._end_tokens:
-            return None, sorted(self._end_tokens)
+    def _add_end_token(self) -> int:
+        """Matchers need an end token: a model without gets one that no text can contain."""
         tokenizer = json.loads(self._tokenizer_json)
-        sizes = [token["id"] + 1 for token in tokenizer["added_tokens"]]
-        last = max(self._vocabulary_size, len(tokenizer["model"]["vocab"]), *sizes)
-        return last + 1, [last]
+        ids = [token["id"] for token in tokenizer["added_tokens"]]
+        self._hidden = max(len(tokenizer["model"]["vocab"]), *(id_ + 1 for id_ in ids), 0)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        token = {"id": self._hidden, "content": "<|end of guide|>", "special": True, **flags}
+        tokenizer["added_tokens"].append(token)
+        self._tokenizer_json = json.dumps(tokenizer)
+        return self._hidden
 
     def _compile(self, guide: Guide) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(
-            max_items_in_row=2_000,
+            max_items_in_row=_MAX_ITEMS[guide.kind],
             initial_lexer_fuel=1_000_000,
             step_lexer_fuel=200_000,
             step_max_items=50_000,
@@ -193,15 +227,24 @@ class GuideCompiler:
         )
         name = _NAMES[guide.kind]
         matcher = LLMatcher(self._load(), _grammar(guide), log_level=0, limits=limits)
-        if matcher.is_error():
-            raise GuideError(f"the {name} cannot be used: {_reason(matcher.get_error())}.")
-        for warning in matcher.get_grammar_warnings():
-            raise GuideError(f"the {name} cannot be used: {_reason(warning)}.")
+        problems = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
+        if problems:
+            raise GuideError(f"the {name} cannot be used: {_reason(problems[0])}.")
         first = matcher.deep_copy()
-        first.compute_bitmask()
+        mask = int.from_bytes(first.compute_bitmask(), "little")
         if first.is_error():
-            raise GuideError(f"the {name} matches no text, or is too complex.")
+            reason = _reason(first.get_error())
+            if reason.startswith("NoExtension"):
+                raise GuideError(f"the {name} matches no text.")
+            raise GuideError(f"the {name} is too complex: {reason}; simplify it.")
+        if not mask & ~sum(1 << token for token in self._load().eos_tokens):
+            raise GuideError(f"the {name} matches no text but the empty one.")
         return matcher
+
+
+_MAX_ITEMS = {"json_schema": 2_000, "regex": 2_000, "lark": 500, "choices": 2_000}
+"""Ways of reading the text so far that are followed at once. A large schema has many from the
+start; an ambiguous grammar gets more with every token, and slower with their square."""
 
 
 def _common(some: list[int], others: list[int]) -> int:

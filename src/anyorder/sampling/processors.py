@@ -13,6 +13,7 @@ Shape suffixes: M rows, V vocabulary, G guided rows, W words of 32 bits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -42,7 +43,7 @@ class Processor(Protocol):
         """Change the contiguous scores in place and return them."""
 
 
-class _Scattered:
+class _Scattered(ABC):
     """A control that changes the scores of few ids by an amount; subclasses say which and how."""
 
     def __init__(self, places: torch.Tensor, amounts: torch.Tensor) -> None:
@@ -67,9 +68,9 @@ class _Scattered:
         )
 
     @classmethod
+    @abstractmethod
     def touched(cls, row: Row) -> Mapping[int, float]:
         """Amounts by id; empty where the control is off."""
-        raise AssertionError(f"{cls.__name__} does not define touched()")
 
     def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
         """See Processor."""
@@ -139,7 +140,7 @@ class FrequencyPenalty(_Scattered):
         return {token: penalty * count for token, count in counts.items()}
 
 
-class _Bans:
+class _Bans(ABC):
     """A control that bans single ids; subclasses say which."""
 
     def __init__(self, places: list[int]) -> None:
@@ -156,9 +157,9 @@ class _Bans:
         return cls(places) if places else None
 
     @classmethod
+    @abstractmethod
     def banned(cls, row: Row) -> Iterable[int]:
         """The ids this row may not continue with."""
-        raise AssertionError(f"{cls.__name__} does not define banned()")
 
     def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
         """See Processor."""

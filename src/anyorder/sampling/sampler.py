@@ -54,7 +54,7 @@ def _sample(
 ) -> list[RowResult]:
     source_RV = logits_RV if processed is None else processed.detach()
     errors: dict[int, str] = {}
-    on_host = logits_RV.device.type == "cpu"
+    on_host = _on_host(logits_RV)
     work = [
         index
         for index, row in enumerate(rows)
@@ -75,7 +75,7 @@ def _sample(
         if index in errors:
             result.error = errors[index]
         elif result.error is not None:
-            result.error = _reason(rows[index], logits_RV[index])
+            result.error = _reason(rows[index], source_RV[index])
     return results
 
 
@@ -100,8 +100,12 @@ def _search(
     return errors
 
 
-def _reason(row: Row, logits_V: torch.Tensor) -> str:
+def _reason(row: Row, source_V: torch.Tensor) -> str:
     """Why no token can be chosen."""
-    if edits(row) and math.isfinite(float(logits_V.max())):
+    if edits(row) and math.isfinite(float(source_V.max())):
         return nothing_left(row)
     return "the model's logits hold NaN or infinity, or nothing but minus infinity."
+
+
+def _on_host(logits_RV: torch.Tensor) -> bool:
+    return logits_RV.device.type == "cpu"

@@ -33,6 +33,8 @@ _LISTS_OF_SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
 _CONSTRAINTS = _VALUES | _ONE_SCHEMA | _LISTS_OF_SCHEMAS | _NAMED_SCHEMAS
 
+MAX_PROPERTIES = 1_000
+"""In one object; the time to compile grows with their square."""
 _TEMPERATURE = re.compile(r"^\s*\w+\[[^]\n]*\btemperature\s*=", re.MULTILINE)
 _EMBEDDED = re.compile(r"%json\s*(?=[{])")
 
@@ -91,4 +93,9 @@ def _inner(schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, object]
         elif keyword in _NAMED_SCHEMAS:
             if not isinstance(value, Mapping):
                 raise GuideError(f"{where} of the JSON Schema must map names to schemas.")
+            if len(value) > MAX_PROPERTIES:
+                raise GuideError(
+                    f"{where} of the JSON Schema has {len(value)} entries; at most "
+                    f"{MAX_PROPERTIES} are allowed."
+                )
             yield from ((f"{where}/{name}", inner) for name, inner in value.items())

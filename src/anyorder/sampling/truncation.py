@@ -14,6 +14,7 @@ Shape suffixes: M rows, V vocabulary, K the first few tokens of the vocabulary i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Self
 
@@ -27,7 +28,7 @@ _PREFIXES = (256, 4096)
 """How many leading tokens to look at before sorting a whole vocabulary."""
 
 
-class _Shaping:
+class _Shaping(ABC):
     """A control with one number per row."""
 
     def __init__(self, rows: list[int], values: list[float]) -> None:
@@ -45,9 +46,9 @@ class _Shaping:
         return cls(list(values), list(values.values())) if values else None
 
     @classmethod
+    @abstractmethod
     def value(cls, row: Row) -> float:
         """The control's number; 0 where it is off."""
-        raise AssertionError(f"{cls.__name__} does not define value()")
 
     def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
         """See Processor."""
@@ -57,9 +58,9 @@ class _Shaping:
         scores_MV[self.rows] = self.shape(scores_MV[self.rows], values_M1)
         return scores_MV
 
+    @abstractmethod
     def shape(self, scores_MV: torch.Tensor, values_M1: torch.Tensor) -> torch.Tensor:
         """The new scores of the rows that use the control."""
-        raise AssertionError(f"{type(self).__name__} does not define shape()")
 
 
 class Temperature(_Shaping):

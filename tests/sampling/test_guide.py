@@ -319,8 +319,6 @@ def test_refused_schemas(schema, message, compiler):
 
 
 MANY = {str(name): {"type": "null"} for name in range(1001)}
-WIDE = "start: " + " ".join(f"x{number}?" for number in range(300)) + "\n"
-WIDE += "".join(f'x{i}: "a" y{i}\ny{i}: "b" | "c{i}"\n' for i in range(300))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +330,7 @@ WIDE += "".join(f'x{i}: "a" y{i}\ny{i}: "b" | "c{i}"\n' for i in range(300))
         (Guide.regex(r"[^\s\S]"), "matches no text"),
         (Guide.regex(""), "matches no text but the empty one"),
         (Guide.lark("start: foo"), 'the grammar cannot be used: .*unknown name: "foo"'),
-        (Guide.lark("start: start"), "the grammar matches no text."),
-        (Guide.lark(WIDE), "the grammar is too complex: Parser Error: .*; simplify it"),
+        (Guide.lark("start: start"), "the grammar matches no text or is too complex"),
         (Guide.json_schema({"properties": MANY}), "#/properties .* 1001 entries; at most 1000"),
         (Guide.lark('start: %json {"maximun": 3}'), "keyword 'maximun' at %json"),
         (Guide.lark('start: %json {"maximum": }'), "after %json is not valid JSON"),

@@ -234,9 +234,7 @@ class GuideCompiler:
         mask = int.from_bytes(first.compute_bitmask(), "little")
         if first.is_error():
             reason = _reason(first.get_error())
-            if reason.startswith("NoExtension"):
-                raise GuideError(f"the {name} matches no text.")
-            raise GuideError(f"the {name} is too complex: {reason}; simplify it.")
+            raise GuideError(f"the {name} matches no text or is too complex ({reason}).")
         if not mask & ~sum(1 << token for token in self._load().eos_tokens):
             raise GuideError(f"the {name} matches no text but the empty one.")
         return matcher

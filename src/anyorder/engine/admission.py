@@ -66,10 +66,8 @@ class Admission:
             return None
         tokenizer = self._require_tokenizer("a guide")
         if self._compiler is None:
-            abilities = self._target.abilities
-            self._compiler = GuideCompiler(
-                tokenizer.to_json(), abilities.vocabulary_size, abilities.end_tokens
-            )
+            ends = self._target.abilities.end_tokens
+            self._compiler = GuideCompiler(tokenizer.to_json(), ends)
         return self._compiler.compile(request.guide)
 
     def rules(self, prepared: Prepared, guide: GuideState | None) -> EndRules:

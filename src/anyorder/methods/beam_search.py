@@ -175,5 +175,5 @@ class _Group:
         length = len(self.beams[0].tokens)
         if options.early_stopping == "never" and options.length_penalty > 0:
             length = max_new_tokens
-        attainable = self.beams[0].score / length**options.length_penalty
+        attainable: float = self.beams[0].score / length**options.length_penalty
         return attainable > self.finished[-1].score

@@ -1,5 +1,9 @@
 """Norms and MLPs of the decoder stack.
 
+Where a tensor is fresh, the next operation works in place: on a CPU, memory that was never touched
+costs more than the arithmetic. Gradients stay right: SiLU and GELU do not need their own results
+for them (ReLU would; no family gates with it, and torch would complain).
+
 Shape suffixes: N packed tokens, W width of the residual stream, I inner width of the MLP.
 """
 
@@ -65,4 +69,4 @@ class Mlp(nn.Module):
             inner_NI: torch.Tensor = self.activation(self.up(x_NW))
             return self.down(inner_NI)  # type: ignore[no-any-return]
         gate_NI, up_NI = self.gate_up(x_NW).chunk(2, dim=-1)
-        return self.down(self.activation(gate_NI) * up_NI)  # type: ignore[no-any-return]
+        return self.down(self.activation(gate_NI).mul_(up_NI))  # type: ignore[no-any-return]

@@ -42,7 +42,7 @@ class ExpertMlps(nn.Module):
     def forward(self, visits_SW: torch.Tensor, ends_X: torch.Tensor) -> torch.Tensor:
         """Same shape as `visits_SW`, whose rows are sorted by expert."""
         gate_SI, up_SI = self.gate_up(visits_SW, ends_X).chunk(2, dim=-1)
-        return self.down(self.activation(gate_SI) * up_SI, ends_X)  # type: ignore[no-any-return]
+        return self.down(self.activation(gate_SI).mul_(up_SI), ends_X)  # type: ignore[no-any-return]
 
 
 class MixtureOfExperts(nn.Module):

@@ -48,7 +48,7 @@ def rotate(heads_NTD: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     width = cos.shape[-1]
     turned = heads_NTD[..., :width]
     # Rolling by half the width puts each dimension's partner in its place; its sign is in `sin`.
-    turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
+    turned = turned.roll(width // 2, -1).mul_(sin).addcmul_(turned, cos)
     if width == heads_NTD.shape[-1]:
         return turned
     return torch.cat((turned, heads_NTD[..., width:]), dim=-1)

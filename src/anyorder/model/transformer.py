@@ -51,11 +51,12 @@ class Layer(nn.Module):
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
         """Same shape as `x_NW`."""
+        # A branch's output is fresh, so the residual stream is added to it in place.
         branch_NW = self.attention(_apply(self.attention_norm, x_NW), rotation, batch, pool)
-        sum_NW = x_NW + _apply(self.attention_out_norm, branch_NW)
+        sum_NW = _apply(self.attention_out_norm, branch_NW).add_(x_NW)
         sum_NW = _apply(self.attention_residual_norm, sum_NW)
         branch_NW = self.mlp(_apply(self.mlp_norm, x_NW if self.parallel else sum_NW))
-        sum_NW = sum_NW + _apply(self.mlp_out_norm, branch_NW)
+        sum_NW = _apply(self.mlp_out_norm, branch_NW).add_(sum_NW)
         return _apply(self.mlp_residual_norm, sum_NW)
 
 

@@ -137,7 +137,7 @@ class Scheduler:
         if sequence.num_resident < sequence.length:
             return _replay(job, tick)
         num_remaining = job.num_remaining
-        others = tick.small - (num_remaining if num_remaining <= SMALL else 0)
+        others = max(0, tick.small - (num_remaining if num_remaining <= SMALL else 0))
         take = _largest_part(job, max(tick.budget - others, min(tick.budget, SMALL)))
         if take == 0:
             if tick.pieces:

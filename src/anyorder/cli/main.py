@@ -61,7 +61,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise UnknownName("command", verb, VERBS)
     module = importlib.import_module(f"anyorder.cli.{verb}")
-    parser = Parser(prog=f"anyorder {verb}", description=module.__doc__)
+    parser = Parser(prog=f"anyorder {verb}", description=module.__doc__ or "")
     module.add_arguments(parser)
     return int(module.run(parser.parse(arguments[1:])))
 
@@ -69,11 +69,12 @@ def _dispatch(arguments: list[str]) -> int:
 def _without_verb(arguments: list[str]) -> int:
     import anyorder
 
-    listing = "\n".join(f"  {verb:<12}{summary}" for verb, summary in VERBS.items())
+    summary = (anyorder.__doc__ or "").partition("\n")[0]
+    listing = "\n".join(f"  {verb:<12}{does}" for verb, does in VERBS.items())
     parser = Parser(
         prog="anyorder",
         usage="anyorder COMMAND ...",
-        description=f"{anyorder.__doc__.splitlines()[0]}\n\ncommands:\n{listing}",
+        description=f"{summary}\n\ncommands:\n{listing}",
         epilog=f"{_EXAMPLES}\n`anyorder COMMAND --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"anyorder {anyorder.__version__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence as Seq
 from typing import Any
 
 from anyorder.core import lookup
@@ -30,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(data if arguments.name is None else data[0], ensure_ascii=False))
     elif arguments.name is None:
         rows = [("method", "exact", "needs", "what it does")]
-        rows += [
-            (i.name, "yes" if i.exact else "no", needs_text(i.needs), i.summary) for i in chosen
-        ]
+        for info in chosen:
+            exact = "yes" if info.exact else "no"
+            rows.append((info.name, exact, needs_text(info.needs), info.summary))
         print_table(rows)
     else:
         _print_method(chosen[0])
@@ -47,7 +48,7 @@ def needs_text(needs: Needs) -> str:
     return ", ".join(words)
 
 
-def print_table(rows: list[tuple[str, ...]]) -> None:
+def print_table(rows: Seq[tuple[str, ...]]) -> None:
     """Left-aligned columns, as wide as they need to be."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -11,6 +11,7 @@ from anyorder.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from anyorder.engine.engine import Engine
+    from anyorder.model.loaded import LoadedModel
     from anyorder.model.progress import TerminalProgress
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -32,20 +33,27 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_engine(arguments: argparse.Namespace) -> Engine:
-    """Load what the flags say, with progress on stderr."""
+    """An engine with the models that the flags name, with progress on stderr."""
     cache_tokens = _cache_tokens(arguments.cache_tokens)
+    target = open_model(arguments)
+    draft = None if arguments.draft is None else _load(arguments.draft, arguments.dtype)
+    from anyorder.engine.engine import Engine
+
+    return Engine(target, draft=draft, cache_tokens=cache_tokens)
+
+
+def open_model(arguments: argparse.Namespace) -> LoadedModel:
+    """The target model alone."""
+    return _load(arguments.model, arguments.dtype)
+
+
+def _load(model: str, dtype: str | None) -> LoadedModel:
     shown = progress()
     try:
-        _find_early(arguments.model, shown)
-        from anyorder.engine.engine import Engine
+        _find_early(model, shown)
+        from anyorder.model.loaded import load
 
-        return Engine(
-            arguments.model,
-            draft=arguments.draft,
-            dtype=arguments.dtype,
-            cache_tokens=cache_tokens,
-            progress=shown,
-        )
+        return load(model, dtype=dtype, progress=shown)
     finally:
         shown.close()
 

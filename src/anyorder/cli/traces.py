@@ -16,9 +16,7 @@ def trace_path(text: str) -> Path:
     """The file to write, refused before any work is done if it cannot be one."""
     path = Path(text)
     if path.suffix not in ENDINGS:
-        raise UserError(
-            f"a trace is written to a file ending in {', '.join(ENDINGS)}; got {text!r}."
-        )
+        raise UserError(f"a trace goes to a file ending in {', '.join(ENDINGS)}; got {text!r}.")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {text!r}: there is no folder {str(path.parent)!r}.")
     return path

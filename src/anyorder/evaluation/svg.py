@@ -28,7 +28,7 @@ _FONTS = (
     "text{font-family:ui-monospace,SFMono-Regular,Menlo,'DejaVu Sans Mono',monospace;"
     "white-space:pre}"
     ".bold{font-weight:700}.page,.grid,.axis{stroke-width:1;shape-rendering:geometricPrecision}"
-    ".grid,.axis{fill:none}"
+    ".grid,.axis,.limit{fill:none}.limit{stroke:#e5534b;stroke-dasharray:4 3}"
 )
 
 _STOPS = ((0.0, (232, 72, 60)), (0.5, (176, 96, 208)), (1.0, (47, 125, 246)))

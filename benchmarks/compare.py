@@ -137,11 +137,11 @@ def main(arguments: list[str]) -> int:
         def start(side: Side) -> Worker:
             return Worker(side.name, model=str(file), folder=str(Path(folder) / side.dtype))
 
-        results = [
-            measure(workload, SIDES, start, options.rounds, tell)
-            for workload in WORKLOADS
-            if workload.name in (options.workloads or names)
-        ]
+        results = []
+        for workload in WORKLOADS:
+            if workload.name in (options.workloads or names):
+                results.append(measure(workload, SIDES, start, options.rounds, tell))
+                tell(report.as_line(results[-1], SIDES))
     if options.json:
         print(json.dumps(report.as_data(results, SIDES), indent=2))
     else:

@@ -81,6 +81,14 @@ def spread(figures: list[float]) -> str:
     return f"{middle:.{digits}f} [{least:.{digits}f}-{most:.{digits}f}]"
 
 
+def as_line(result: Result, sides: Sequence[Side]) -> str:
+    """One workload in short, for those who watch."""
+    if result.failure:
+        return f"{result.workload.name} failed: {result.failure}"
+    figures = (f"{side.name} {spread(result.figures[side.name])}" for side in sides)
+    return f"{result.workload.name}, {result.workload.unit}: " + ", ".join(figures)
+
+
 def as_table(results: Sequence[Result], sides: Sequence[Side]) -> str:
     """A Markdown table with a ratio (anyorder / rival) for each rival."""
     names = list(dict.fromkeys(side.rival for side in sides[1:]))

@@ -124,6 +124,14 @@ def test_the_table() -> None:
     assert "failed: transformers float32 sdpa and anyorder" in lines[3] and "**" not in lines[3]
 
 
+def test_the_line() -> None:
+    assert report.as_line(run(MEMORY), SIDES).startswith(
+        "memory, MB: anyorder float32 100 [100-100], transformers float32 sdpa 200 [200-200], "
+    )
+    failed = run(PREFILL, wrong="transformers float32 sdpa")
+    assert report.as_line(failed, SIDES).startswith("prefill failed: transformers float32 sdpa and")
+
+
 def test_prompts_are_new_in_every_call() -> None:
     call = BATCH.calls[0]
     first = [tuple(p) for seed in "abc" for p in prompts(call, seed=seed)]

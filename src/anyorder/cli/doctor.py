@@ -20,7 +20,14 @@ _CPU_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),  # x86
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),  # ARM
 )
-argparse.Namespace) -> int:
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The form of the answer."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Look and print."""
     findings = examine()
     if arguments.json:

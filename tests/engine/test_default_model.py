@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import assert_no_page_is_lost
 
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
 from anyorder.model import catalog
-from tests.tiny import assert_no_page_is_lost
 
 pytestmark = [pytest.mark.weights, pytest.mark.timeout(900)]
 MODEL = "smollm2-135m-instruct"
@@ -54,7 +54,10 @@ def test_greedy_equals_transformers(engine: Engine, reference: tuple[Any, Any]) 
         ids = tokenizer(prompt, return_tensors="pt")
         assert engine.tokenizer.encode(prompt) == ids.input_ids[0].tolist()
         expected = model.generate(
-            **ids, max_new_tokens=32, do_sample=False, eos_token_id=list(engine.abilities.end_tokens)
+            **ids,
+            max_new_tokens=32,
+            do_sample=False,
+            eos_token_id=list(engine.abilities.end_tokens),
         )
         completion = engine.generate(prompt, max_new_tokens=32)
         new = expected[0, ids.input_ids.shape[1] :].tolist()

@@ -20,6 +20,8 @@ from anyorder.core.errors import (
     UserError,
 )
 from anyorder.core.request import Request
+from anyorder.engine.engine import Engine
+from anyorder.model.transformer import dense_batch
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -255,11 +257,6 @@ def hammer(num_requests: int, seed: int) -> None:
     assert_no_page_is_lost(engine)
 
 
-def test_hammered_with_requests_and_aborts_no_page_leaks() -> None:
-    hammer(250, seed=0)
-
-
-@pytest.mark.slow
 def test_hammered_with_2000_requests_and_aborts_no_page_leaks() -> None:
     hammer(2000, seed=1)
 
@@ -299,3 +296,48 @@ def test_close_aborts_everything() -> None:
     with pytest.raises(RequestFailed, match="aborted"):
         handle.result()
     assert_no_page_is_lost(engine)
+
+
+# ---------------------------------------------------------------------------- contrastive decoding
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_contrastive_decoding_follows_its_definition(floor: float) -> None:
+    """Greedy over s * (log p - log q) + log q among tokens that p finds plausible, from scratch."""
+    expert, amateur = tiny_model(0, ends=False), tiny_model(5, ends=False)
+    engine = Engine(expert, draft=amateur, cache_tokens=1024)
+    prompt = ids(4, 21)
+    request = Request(
+        prompt=prompt,
+        max_new_tokens=8,
+        guidance_scale=1.5,
+        contrast_role="draft",
+        contrast_floor=floor,
+    )
+    text = list(prompt)
+    for _ in range(8):
+        batch = dense_batch(torch.tensor([text]))
+        p, q = (
+            model.network.logits(model.network.hidden(batch, None)[-1:]).log_softmax(-1)[0]
+            for model in (expert, amateur)
+        )
+        scores = 1.5 * (p - q) + q
+        scores[p.exp() < floor * p.exp().max()] = -torch.inf
+        text.append(int(scores.argmax()))
+    assert engine.generate(request).tokens == text[len(prompt) :]
+    assert engine.generate(Request(prompt=prompt, max_new_tokens=8)).tokens != text[len(prompt) :]
+    assert_no_page_is_lost(engine)
+
+
+def test_a_contrast_with_nobody_is_refused() -> None:
+    with pytest.raises(UnknownName, match="roles: target"):
+        tiny_engine().generate(Request(prompt=[1], guidance_scale=2.0, contrast_role="draft"))
+    with pytest.raises(InvalidRequest, match="set a scale"):
+        Request(prompt=[1], contrast_role="draft")
+
+
+def test_a_draft_with_another_vocabulary_is_refused_naming_both() -> None:
+    other = tiny_model()
+    narrow = dataclasses.replace(
+        other, abilities=dataclasses.replace(other.abilities, name="narrow", vocabulary_size=7)
+    )
+    with pytest.raises(UserError, match=r"narrow has 7 tokens .* tiny has 61"):
+        Engine(other, draft=narrow)

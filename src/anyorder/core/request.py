@@ -130,6 +130,13 @@ class Request:
     ] = 1.0
     negative_prompt: Prompt | None = None
     """What to move away from; None: the prompt's last token alone."""
+    contrast_role: Annotated[
+        str | None,
+        "contrastive decoding: move away from this role's model, such as draft, instead",
+    ] = None
+    contrast_floor: Annotated[
+        float, Range(0, 1), "with guidance: drop tokens under this share of the likeliest's"
+    ] = 0.0
 
     logprobs: Annotated[int, Range(0, 100), "also report this many alternatives per token"] = 0
     prompt_logprobs: Annotated[bool, "also report log-probabilities of the prompt"] = False
@@ -188,6 +195,8 @@ class Request:
             raise InvalidRequest("ignore_end and guide exclude each other: a guide ends the text.")
         if self.negative_prompt is not None and self.guidance_scale == 1.0:
             raise InvalidRequest("negative_prompt does nothing at guidance_scale 1; set a scale.")
+        if (self.contrast_role or self.contrast_floor) and self.guidance_scale == 1.0:
+            raise InvalidRequest("a contrast does nothing at guidance_scale 1; set a scale.")
 
 
 # ------------------------------------------------------------------------------- what comes back

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 from anyorder.core import lookup
-from anyorder.core.errors import ContextOverflow, InvalidRequest, PoolTooSmall
+from anyorder.core.errors import ContextOverflow, InvalidRequest, PoolTooSmall, UnknownName
 from anyorder.core.method import Method
 from anyorder.core.options import build
 from anyorder.core.request import Prompt, Request
@@ -37,9 +37,11 @@ class Admission:
         max_new_tokens = self._limit(request, prompt)
         negative = None
         if request.guidance_scale != 1.0:
-            negative = prompt[-1:]
+            negative = prompt if request.contrast_role else prompt[-1:]
             if request.negative_prompt is not None:
                 negative = self.encode(request.negative_prompt, "negative_prompt")
+            if request.contrast_role not in (None, *self._roles):
+                raise UnknownName("role", str(request.contrast_role), self._roles)
         self._check_ids("stop_tokens", request.stop_tokens)
         self._check_ids("logit_bias", list(request.logit_bias))
         if request.stop:

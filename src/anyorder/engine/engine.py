@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 
-from anyorder.core.errors import AnyorderError, InvalidRequest, RequestFailed
+from anyorder.core.errors import AnyorderError, InvalidRequest, RequestFailed, UserError
 from anyorder.core.method import Abilities
 from anyorder.core.request import Completion, Event, Prompt, Request, Score
 from anyorder.engine.admission import Admission
@@ -63,6 +63,14 @@ class Engine:
                 loaded[role] = source
             elif source is not None:
                 loaded[role] = load(source, dtype=dtype, device=device, progress=progress)
+        for role, item in loaded.items():
+            if item.abilities.vocabulary_size != loaded["target"].abilities.vocabulary_size:
+                raise UserError(
+                    f"the {role} model {item.abilities.name} has "
+                    f"{item.abilities.vocabulary_size} tokens and the target model "
+                    f"{loaded['target'].abilities.name} has "
+                    f"{loaded['target'].abilities.vocabulary_size}; they must share a vocabulary."
+                )
         self.roles = {
             name: open_role(name, item.network, item.abilities, num_cache_tokens=cache_tokens)
             for name, item in loaded.items()

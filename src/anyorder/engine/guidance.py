@@ -2,8 +2,8 @@
 
 The twin runs the same new tokens after the negative prompt instead of the prompt, in a sequence of
 its own, and the runner contrasts the two logits before anything is drawn (Sanchez et al., 2023,
-arXiv:2306.17806). Methods never see it. A fork's twin is computed anew; the prefix cache makes that
-cheap.
+arXiv:2306.17806). For contrastive decoding the twin is a sequence of another role and keeps the
+prompt. Methods never see it. A fork's twin is computed anew; the prefix cache makes that cheap.
 """
 
 from __future__ import annotations

@@ -116,14 +116,15 @@ class Job:
     page_keys: list[bytes] | None = None
     """Content keys of a prompt's pages, for prefix sharing."""
     twin: Job | None = None
-    """The unconditional job whose logits this one's are contrasted with."""
+    """The job, without the prompt or of another model, whose logits this one's are contrasted
+    with."""
     is_twin: bool = False
     first_contrasted_row: int = 0
     """Rows from here on draw from contrasted logits, if there is a twin."""
     row_shift: int = 0
     """On a twin: its row i belongs to row i - row_shift of the other job."""
     held: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Logits of rows, by the row of the conditional job, that wait for their counterpart."""
+    """Logits of rows, by the row of the contrasted job, that wait for their counterpart."""
 
     @property
     def sequence(self) -> Sequence:
@@ -314,7 +315,7 @@ class Run:
         if request.end < num_prompt:
             return
         if request.sequence not in self.twins:
-            self.twins[request.sequence] = self.sequence()
+            self.twins[request.sequence] = self.sequence(self.request.contrast_role or "target")
         twin = self.twins[request.sequence]
         counterpart = unconditional(request, twin, num_prompt=num_prompt, negative=negative)
         twin.store.discard(twin, counterpart.start)

@@ -13,7 +13,7 @@ from anyorder.engine.batch import pack
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
-from anyorder.sampling.guidance import classifier_free
+from anyorder.sampling.guidance import above_floor, classifier_free
 from anyorder.sampling.sampler import Row, sample
 
 MAX_LOGIT_ROWS = 128
@@ -86,7 +86,10 @@ def contrast(jobs: Iterable[Job]) -> None:
             continue
         for row in [row for row in job.held if row in job.twin.held]:
             conditional_1V, other_1V = job.held.pop(row), job.twin.held.pop(row)
-            processed_1V = classifier_free(conditional_1V, other_1V, job.run.request.guidance_scale)
+            request = job.run.request
+            processed_1V = classifier_free(conditional_1V, other_1V, request.guidance_scale)
+            if request.contrast_floor:
+                processed_1V = above_floor(processed_1V, conditional_1V, request.contrast_floor)
             (job.rows[row],) = sample(conditional_1V, [_sampler_row(job, row)], processed_1V)
 
 

@@ -90,6 +90,17 @@ def test_gemma3_reads_its_old_form() -> None:
     assert config_of(**old).layers == config_of(**expected).layers
 
 
+def test_qwen2_reads_its_old_form() -> None:
+    """Before `layer_types`, windows began at layer `max_window_layers`."""
+    fields = reference("qwen2").config.to_dict()
+    expected = config_of(**fields).layers
+    assert [layer.window for layer in expected] == [None, 7, 7]
+    fields.pop("layer_types")
+    assert config_of(**fields).layers == expected
+    fields["use_sliding_window"] = False
+    assert {layer.window for layer in config_of(**fields).layers} == {None}
+
+
 def test_neox_reads_its_old_form() -> None:
     fields = reference("gpt_neox").config.to_dict()
     fields.pop("rope_parameters")

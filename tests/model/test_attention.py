@@ -63,7 +63,7 @@ def naive(
     return out.flatten(1)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [None, 3, 4, 5])
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
 @pytest.mark.parametrize("num_queries", [1, 5])
 @pytest.mark.parametrize("visible", ["causal", "all", "scattered"])
@@ -135,6 +135,22 @@ def test_masks_are_made_once_per_kind_of_layer() -> None:
     Transformer.random(config, seed=0).hidden(batch)
     assert len(batch.groups[0].masks) == 2
     assert batch.groups[0].masks[(None, None)] is None, "plain causal attention has no mask"
+
+
+@torch.inference_mode()
+def test_dense_batches_take_any_visibility() -> None:
+    """A lower triangle given as a mask is causal; two-way blocks see what comes later."""
+    network = Transformer.random(CONFIG, seed=0)
+    ids = torch.arange(12).view(2, 6)
+    causal = network.hidden(dense_batch(ids))
+    triangle = torch.ones(1, 6, 6, dtype=torch.bool).tril()
+    torch.testing.assert_close(network.hidden(dense_batch(ids, triangle)), causal)
+    triangle[0, :3, :3] = True
+    both = network.hidden(dense_batch(ids, triangle))
+    assert not torch.allclose(both[0], causal[0]), "the first token now sees the second"
+    changed = ids.clone()
+    changed[:, 2] += 1
+    assert not torch.allclose(network.hidden(dense_batch(changed, triangle))[0], both[0])
 
 
 def test_alibi_slopes() -> None:

@@ -107,7 +107,9 @@ def test_a_tensor_is_refused_in_one_short_line() -> None:
 def test_what_is_allowed() -> None:
     Request(prompt="x", max_new_tokens=0, prompt_logprobs=True)
     Request(prompt="x", max_new_tokens=10**12, min_new_tokens=10**12)
-    Request(prompt="x", logit_bias={3: -math.inf, 4: 1, 5: math.inf}, stop=("a",), stop_tokens=(1, 2))
+    Request(
+        prompt="x", logit_bias={3: -math.inf, 4: 1, 5: math.inf}, stop=("a",), stop_tokens=(1, 2)
+    )
     Request(prompt="x", negative_prompt=[1, 2], guidance_scale=1.5)
     Request(prompt="x", guide=Guide.choices(["a", "b"]), temperature=0, top_p=1)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anyorder.model.naming import TensorSource
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("downloading", "loading"), how much is done, how much there is."""
+"""Told what is being done ("downloading", "loading"), how much is done, how much there is."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     for text in _turns():
         try:
             question = commands.run(text) if text.startswith("/") else text
+            if commands.leaving:
+                break
             if question is None:
                 continue
             _answer(conversation, question)
@@ -52,19 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
                 dim(cost_line(conversation.completion.report))
         except AnyorderError as error:
             note(f"anyorder: {' '.join(str(error).split())}")
-        if commands.leaving:
-            break
     return 0
 
 
 def _answer(conversation: Conversation, question: str) -> None:
+    begun = False
     with _interruptible() as stopped:
         try:
             for piece in conversation.ask(question, stopped):
+                begun = True
                 sys.stdout.write(visible(piece))
                 sys.stdout.flush()
         finally:
-            print(flush=True)
+            if begun:
+                print(flush=True)
         if stopped():
             dim("(stopped)")
 

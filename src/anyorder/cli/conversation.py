@@ -92,8 +92,9 @@ class Conversation:
 
     def load(self, path: Path) -> None:
         """Go on from messages that `save` wrote, or nothing changes."""
+        text = read_text(path)
         try:
-            messages = json.loads(read_text(path))["messages"]
+            messages = json.loads(text)["messages"]
             spoken = [(str(message["role"]), message["content"]) for message in messages]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no saved chat: no JSON with messages.") from None

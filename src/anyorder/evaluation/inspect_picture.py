@@ -22,7 +22,7 @@ def inspect_svg(inspection: Inspection) -> str:
     """An SVG file."""
     svg = Svg(width=_WIDTH, title=f"prefix consistency of {inspection.model}")
     _heading(svg, inspection)
-    num_tokens = len(inspection.tokens)
+    num_tokens = len(inspection.logprobs)  # the last token predicts nothing and is not run
     runs = [("one pass", num_tokens, 1)]
     passes = [comparison.num_passes for comparison in inspection.comparisons]
     runs += [(f"chunks of {CHUNK}", CHUNK, passes[0]), ("token by token", 1, passes[1])]

@@ -179,6 +179,23 @@ def test_transformers_chained(make_row, random_logits, random_histories):
     torch.testing.assert_close(scores, expected, rtol=1e-6, atol=0)
 
 
+def test_penalties_follow_one_another(make_row, random_logits):
+    """Bias, then the repetition penalty, then those for what was generated."""
+    history, logits = [3] * NUM_PROMPT + [4, 5, 5], random_logits(1)
+    controls = {
+        "logit_bias": {4: 9.0, 5: -20.0},
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+    }
+    expected = logits[0].clone()
+    for definition in (bias, repetition, presence, frequency):
+        definition(expected, history, controls)
+    scores = logits.clone()
+    edit(scores, [make_row(history=history, num_prompt=NUM_PROMPT, **controls)])
+    torch.testing.assert_close(scores[0], expected, rtol=1e-6, atol=0)
+
+
 def test_infinite_bias(make_row):
     """Minus infinity bans; plus infinity forces, and stays finite for later stages."""
     scores = torch.zeros(1, SIZE)

@@ -11,6 +11,7 @@ from transformers.generation import logits_process as theirs
 
 from anyorder.core.request import Request
 from anyorder.sampling import truncation
+from anyorder.sampling import weights as weights_module
 from anyorder.sampling.truncation import shape
 from anyorder.sampling.weights import weigh
 
@@ -194,3 +195,12 @@ def test_ties_stay_together(place, controls, make_row):
     scores[0, 17:5000] = 4.0
     result = place(scores, [make_row(temperature=1.0, **controls)])
     assert (result[0] > 0).nonzero()[:, 0].tolist() == list(range(17, 5000))
+
+
+@pytest.mark.parametrize(("mass", "least"), [(0.0, 8.0), (0.5, 8.0), (0.5001, 3.0), (1.0, 1.0)])
+def test_a_mass_reached_exactly_is_enough(mass, least):
+    keys, weights = np.array([1.0, 8.0, 3.0]), np.array([0.25, 0.5, 0.25])
+    assert weights_module._reach(keys, weights, mass) == least
+    tensors = torch.from_numpy(keys)[None], torch.from_numpy(weights)[None]
+    masses = torch.tensor([[mass]], dtype=torch.float64)
+    assert truncation._reach(*tensors, masses).item() == least

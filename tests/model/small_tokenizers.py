@@ -20,6 +20,7 @@ CORPUS = [
     "The capital of France is Paris, and the capital of Italy is Rome.",
     "She said: don't you're we'll they've it's — naïve café, Straße, ångström.",
     "def f(x):\n    return x + 1\n\n\tif x == 12345: pass\n",
+    "a <| b <|c <| d<| e <|\n",
     "数字 12 と 345 です。 Привет, мир! مرحبا 🙂🙃👩‍👩‍👧",
 ] * 4
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]

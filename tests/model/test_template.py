@@ -225,6 +225,10 @@ BOMBS = {
     "huge range": "{% for i in range(10**9) %}x{% endfor %}",
     "nested loops": "{% for i in range(99999) %}" * 4 + "{% set x = 1 %}" + "{% endfor %}" * 4,
     "nested loops that print": "{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3,
+    "nested loops over one list": "{% set r = range(99999) %}"
+    + "{% for i in r %}" * 4
+    + "{% set x = 1 %}"
+    + "{% endfor %}" * 4,
     "repeated text": "{{ 'a' * 10**10 }}",
     "repeated list": "{{ ([1] * 10**10) | length }}",
     "number first": "{{ 10**9 * 'ab' }}",

@@ -24,7 +24,7 @@ def cut(name: str, text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_every_pattern_compiles_and_loses_nothing(name):
-    for text in small_tokenizers.CORPUS[:4]:
+    for text in small_tokenizers.CORPUS[:5]:
         assert "".join(cut(name, text)) == text
 
 
@@ -52,7 +52,7 @@ def test_words_by_definition_of_the_patterns(name):
 def test_byte_level_pattern_is_the_librarys_own():
     """GPT-2's pattern is built into the library; ours must cut the same."""
     theirs = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    for text in [*small_tokenizers.CORPUS[:4], TEXT]:
+    for text in [*small_tokenizers.CORPUS[:5], TEXT]:
         spans = [span for _, span in theirs.pre_tokenize_str(text)]
         assert cut("gpt-2", text) == [text[start:end] for start, end in spans]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from anyorder.sampling.guidance import classifier_free
+from anyorder.sampling.guidance import above_floor, classifier_free
 
 
 class Unconditional:
@@ -38,3 +38,12 @@ def test_scale_one_is_the_conditional_distribution(random_logits):
     torch.testing.assert_close(
         classifier_free(conditional, unconditional, 1.0), conditional.log_softmax(-1)
     )
+
+
+def test_floor_keeps_what_min_p_would(random_logits):
+    conditional, scores = random_logits(4), random_logits(4, seed=1)
+    result = above_floor(scores, conditional, 0.1)
+    chances = conditional.double().softmax(-1)
+    kept = chances >= 0.1 * chances.amax(-1, keepdim=True)
+    assert torch.equal(result, scores.masked_fill(~kept, -torch.inf))
+    assert 4 < kept.sum() < kept.numel()

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from anyorder.core.errors import InvalidRequest
 from anyorder.sampling import processors as ours
-from anyorder.sampling.processors import check_controls, edit, edits, nothing_left, unpack_bits
+from anyorder.sampling.processors import edit, edits, nothing_left, unpack_bits
 
 SIZE = 200
 NUM_PROMPT = 12
@@ -202,13 +201,6 @@ def test_infinite_bias(make_row):
     edit(scores, [make_row(logit_bias={3: -torch.inf, 4: torch.inf})])
     assert scores[0, 3] == -torch.inf
     assert scores[0, 4].isfinite() and scores.argmax() == 4
-
-
-def test_check_controls_names_the_token(make_row):
-    check_controls(make_row(logit_bias={0: 1.0, 199: 1.0}).request, SIZE)
-    for token in (-1, 200):
-        with pytest.raises(InvalidRequest, match=f"token {token}; ids go from 0 to 199"):
-            check_controls(make_row(logit_bias={token: 1.0}).request, SIZE)
 
 
 def test_nothing_left_names_the_controls(make_row):

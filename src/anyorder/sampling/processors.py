@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 import torch
 
-from anyorder.core.errors import GuideError, InvalidRequest
+from anyorder.core.errors import GuideError
 
 if TYPE_CHECKING:
-    from anyorder.core.request import Request
     from anyorder.sampling.row import Row
 
 _LARGEST_BIAS = 1e30
@@ -88,7 +87,7 @@ class _Scattered(ABC):
 class LogitBias(_Scattered):
     """Add `logit_bias` to the scores of the ids it names. Minus infinity bans an id.
 
-    Ids have been checked by `check_controls`.
+    Ids are inside the vocabulary; admission has seen to that.
     """
 
     @classmethod
@@ -310,12 +309,3 @@ def nothing_left(row: Row) -> str:
         f"no token is left after {row.num_generated} new tokens: {' and '.join(names)} together "
         "ban the whole vocabulary; relax one of them."
     )
-
-
-def check_controls(request: Request, vocabulary_size: int) -> None:
-    """Raise InvalidRequest for a `logit_bias` of ids outside of the vocabulary."""
-    for token in request.logit_bias:
-        if not 0 <= token < vocabulary_size:
-            raise InvalidRequest(
-                f"logit_bias names token {token}; ids go from 0 to {vocabulary_size - 1}."
-            )

@@ -79,14 +79,7 @@ EARLY: list[tuple[list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), EARLY, ids=lambda value: " ".join(value)[:60])
-def test_refused_before_a_model_is_loaded(
-    run: Run,
-    arguments: list[str],
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_refused_before_a_model_is_loaded(run: Run, arguments: list[str], words: list[str]) -> None:
     refused(run(*arguments), *words)
 
 

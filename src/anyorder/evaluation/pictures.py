@@ -89,7 +89,7 @@ def _tokens(svg: Svg, y: float, prompt: str, trace: Seq[TraceEntry]) -> float:
         if line_number:
             cursor.feed()
         for word in re.findall(r"\s+|[^\s]+", line):
-            for part in (word[i : i + 80] for i in range(0, len(word), 80)):
+            for part in (word[i : i + 40] for i in range(0, len(word), 40)):
                 width = cells(part) * CELL * _SIZE
                 cursor.room(width)
                 svg.text(cursor.x, cursor.y, part, size=_SIZE, style="quiet", fitted=True)

@@ -48,9 +48,13 @@ def cells(text: str) -> int:
     )
 
 
-def shorten(text: str, limit: int) -> str:
-    """At most `limit` characters of a text, its end marked if it was cut."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def shorten(text: str, columns: int) -> str:
+    """At most so many columns of a text, its end marked if it was cut."""
+    if cells(text) <= columns:
+        return text
+    while cells(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def probability_color(probability: float) -> str:

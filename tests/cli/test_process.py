@@ -42,6 +42,17 @@ def test_mistakes_are_found_before_torch_is_imported() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+def test_generating_imports_no_compiler(model: str) -> None:
+    """torch's own is another second or two of every cold start."""
+    program = (
+        "import sys\nfrom anyorder.cli.main import main\n"
+        f"assert main(['generate', 'The', '-m', {model!r}, '--max-new-tokens', '2']) == 0\n"
+        "loaded = [n for n in ('torch._dynamo', 'sympy', 'transformers') if n in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 def test_help_takes_150_milliseconds_of_work() -> None:
     """Processor time rather than wall time, and the best of three: others use the machine too."""
     best = 1.0

@@ -71,9 +71,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         embedding_width = config.embedding_width or config.width
-        self.embedding = nn.Embedding(config.vocabulary_size, embedding_width)
+        self.embedding = _embedding(config.vocabulary_size, embedding_width)
         if config.learned_positions:
-            self.positions = nn.Embedding(config.learned_positions, config.width)
+            self.positions = _embedding(config.learned_positions, config.width)
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, config.width)
         if config.embedding_width is not None:
@@ -184,3 +184,9 @@ def dense_batch(tokens_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None
         slots_N=None,
         groups=(group,),
     )
+
+
+def _embedding(num_rows: int, width: int) -> nn.Embedding:
+    """A table without values. nn.Embedding(num_rows, width) would draw some, for which torch, on
+    the meta device, imports its compiler: a second or more of every cold start."""
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)

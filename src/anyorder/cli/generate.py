@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stats:
         note(cost_line(completion.report))
     if trace is not None:
-        write_trace(trace, completion, model=engine.abilities.name, prompt=text)
+        shown = text if prompt is text else f"{text}\n"  # the answer to a message is a new line
+        write_trace(trace, completion, model=engine.abilities.name, prompt=shown)
     return 0
 
 

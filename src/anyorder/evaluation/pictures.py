@@ -85,7 +85,7 @@ def _tokens(svg: Svg, y: float, prompt: str, trace: Seq[TraceEntry]) -> float:
     """Prompt and tokens in reading order; returns where the next thing may begin."""
     cursor = _Cursor(x=_MARGIN, y=y)
     shown = prompt if len(prompt) <= _PROMPT_LIMIT else "… " + prompt[-_PROMPT_LIMIT:]
-    for line_number, line in enumerate(shown.splitlines()):
+    for line_number, line in enumerate(shown.split("\n")):
         if line_number:
             cursor.feed()
         for word in re.findall(r"\s+|[^\s]+", line):
@@ -94,7 +94,7 @@ def _tokens(svg: Svg, y: float, prompt: str, trace: Seq[TraceEntry]) -> float:
                 cursor.room(width)
                 svg.text(cursor.x, cursor.y, part, size=_SIZE, style="quiet", fitted=True)
                 cursor.x += width
-    cursor.x += 4 if shown else 0
+    cursor.x += 4 if cursor.x > _MARGIN else 0
     breaks = [re.fullmatch(r"(\\r|\\n)+", entry.text) is not None for entry in trace]
     for entry, is_break, next_is in zip(trace, breaks, [*breaks[1:], False], strict=True):
         text = entry.text.replace("\\n", "↵") if is_break else shorten(entry.text, 80)

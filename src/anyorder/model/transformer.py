@@ -189,4 +189,6 @@ def dense_batch(tokens_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None
 def _embedding(num_rows: int, width: int) -> nn.Embedding:
     """A table without values. nn.Embedding(num_rows, width) would draw some, for which torch, on
     the meta device, imports its compiler: a second or more of every cold start."""
-    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
+    empty = torch.empty(num_rows, width)
+    table: nn.Embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
+    return table

@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: model ## set up, fetch the default model, generate
-	$(BIN)/anyorder generate "$(PROMPT)" --model $(MODEL) --max-new-tokens 64
+	$(BIN)/anyorder generate "$(PROMPT)" --chat --model $(MODEL) --max-new-tokens 64
 
 test: $(READY) ## set up, run the default tests with the coverage gate
 	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) --cov --cov-report=term:skip-covered

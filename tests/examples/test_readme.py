@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from anyorder.cli.main import VERBS, main
 from anyorder.core import lookup
+from anyorder.model import loaded
+from anyorder.model.loaded import LoadedModel, load
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -43,9 +46,15 @@ def test_every_method_and_verb_is_named() -> None:
     assert {words[0] for words in commands()} == set(VERBS) - {"models"}
 
 
+def test_every_family_is_named() -> None:
+    plain = re.sub(r"[-_ ]", "", README).lower()
+    families = [name.replace("_", "") for name in lookup.names("model/architectures")]
+    assert [name for name in families if name not in plain] == []
+
+
 def test_python_example_is_five_lines() -> None:
     (example,) = blocks("python")
-    assert len(example.splitlines()) == 5
+    assert len([line for line in example.splitlines() if line]) == 5
 
 
 @pytest.mark.weights
@@ -70,6 +79,12 @@ def runnable() -> list[list[str]]:
     return [words for words in commands() if words[0] != "chat" and "beam_serch" not in words]
 
 
+@functools.cache
+def loaded_once(model: str, dtype: str | None) -> LoadedModel:
+    """A model for all commands that run in this process."""
+    return load(model, dtype=dtype)
+
+
 @pytest.mark.weights
 @pytest.mark.parametrize("words", runnable(), ids=lambda words: " ".join(words)[:50])
 def test_every_command_runs(
@@ -77,6 +92,7 @@ def test_every_command_runs(
 ) -> None:
     """The default model stands for others, and texts are kept short."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loaded, "load", lambda model, *, dtype, progress: loaded_once(model, dtype))
     (tmp_path / "docs").mkdir()
     words = [word for word in words if word not in ("-m", "path/to/model")]
     if words[0] == "generate" and "--help" not in words and "--max-new-tokens" not in words:

@@ -49,3 +49,9 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 )
 def test_unknown_name(name: str, known: list[str], message: str) -> None:
     assert str(errors.UnknownName("method", name, known)) == message
+
+
+def test_a_part_of_a_long_name_finds_it() -> None:
+    found = errors.UnknownName("model", "SmolLM", ["qwen3-0.6b", "smollm2-135m-instruct"])
+    assert "did you mean 'smollm2-135m-instruct'?" in str(found)
+    assert "did you mean" not in str(errors.UnknownName("model", "x", ["axe-of-great-length"]))

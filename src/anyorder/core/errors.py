@@ -36,6 +36,8 @@ class UnknownName(UserError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        if not nearest and len(name) > 2:  # a beginning or another part of a longer name
+            nearest = [other for other in names if name.lower() in other.lower()]
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         listing = f"{kind}s: {', '.join(names)}." if names else f"there are no {kind}s here."
         super().__init__(f"unknown {kind} {name!r}; {hint}{listing}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.cli.conftest import Outcome, Run
 
 import anyorder
+from anyorder.cli.conversation import Conversation
 
 LONG = "The capital of France is Paris, and the capital of Italy is Rome."
 
@@ -170,3 +172,38 @@ def test_damaged_chats_change_nothing(chat: Run, tmp_path: Path, content: str) -
     file.write_text(content)
     outcome = chat(LONG, f"/load {file}", "She said")
     assert "is no saved chat" in outcome.err and outcome.out == chat(LONG, "She said").out
+
+
+# ------------------------------------------------------------------------- what Ctrl-C leads to
+@pytest.fixture(scope="module")
+def engine(model: str) -> anyorder.Engine:
+    return anyorder.Engine(model, cache_tokens=1024)
+
+
+def test_what_was_said_before_a_stop_stays(engine: anyorder.Engine) -> None:
+    conversation = Conversation(engine, system=None, fields={"max_new_tokens": 50})
+    said: list[str] = []
+    for piece in conversation.ask(LONG, lambda: len(said) >= 3):
+        said.append(piece)
+    assert len(said) == 3 and conversation.completion is None
+    assert conversation.turns == [
+        {"role": "user", "content": LONG},
+        {"role": "assistant", "content": "".join(said)},
+    ]
+    assert engine.generate("Hi", max_new_tokens=1).report.num_new_tokens == 1
+
+
+def test_nothing_stays_of_an_answer_that_had_not_begun(engine: anyorder.Engine) -> None:
+    conversation = Conversation(engine, system=None, fields={})
+    assert list(conversation.ask("Hi", lambda: True)) == []
+    assert conversation.turns == []
+
+
+def test_leaving_an_answer_early_frees_its_pages(engine: anyorder.Engine) -> None:
+    store = engine.roles["target"].store
+    conversation = Conversation(engine, system=None, fields={})
+    for _ in conversation.ask(LONG, lambda: False):
+        break
+    del conversation
+    gc.collect()
+    assert store.num_available == store.num_pages

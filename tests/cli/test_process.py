@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,24 @@ class Terminal:
         return self.process.wait()
 
 
-def test_chat_on_a_terminal(model: str) -> None:
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    """Makes terminals; whatever still runs on one after the test is ended."""
+    opened: list[Terminal] = []
+
+    def start(command: list[str], **environment: str) -> Terminal:
+        opened.append(Terminal(command, **environment))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.process.kill()
+        terminal.process.wait()
+
+
+def test_chat_on_a_terminal(open_terminal: Callable[..., Terminal], model: str) -> None:
     """Prompt, answer, dim status line, Ctrl-C that stops only the answer, Ctrl-D that leaves."""
-    terminal = Terminal([*PROGRAM, "chat", "-m", model, "--ignore-end"])
+    terminal = open_terminal([*PROGRAM, "chat", "-m", model, "--ignore-end"])
     terminal.until("/help lists the commands")
     terminal.until("> ")
     terminal.type("/set max_new_tokens 4\n")
@@ -174,8 +190,8 @@ def test_chat_on_a_terminal(model: str) -> None:
     assert terminal.wait() == 0
 
 
-def test_no_color_is_respected(model: str) -> None:
-    terminal = Terminal([*PROGRAM, "chat", "-m", model, "--max-new-tokens", "3"], NO_COLOR="1")
+def test_no_color_is_respected(open_terminal: Callable[..., Terminal], model: str) -> None:
+    terminal = open_terminal([*PROGRAM, "chat", "-m", model, "--max-new-tokens", "3"], NO_COLOR="1")
     terminal.until("> ")
     terminal.type("Hi\n")
     shown = terminal.until("exact")
@@ -184,15 +200,17 @@ def test_no_color_is_respected(model: str) -> None:
     assert terminal.wait() == 0
 
 
-def test_generated_control_characters_do_not_reach_a_terminal(run: Run, model: str) -> None:
+def test_generated_control_characters_do_not_reach_a_terminal(
+    open_terminal: Callable[..., Terminal], run: Run, model: str
+) -> None:
     arguments = ["generate", "The", "-m", model, "--regex", "a\x1b\\[31mb\n"]
-    terminal = Terminal([*PROGRAM, *arguments])
+    terminal = open_terminal([*PROGRAM, *arguments])
     assert terminal.wait() == 0
     assert "a[31mb" in terminal.shown and "\x1b[31m" not in terminal.shown
     assert run(*arguments).out == "a\x1b[31mb\n\n"
 
 
-def test_progress_on_a_terminal_and_without() -> None:
+def test_progress_on_a_terminal_and_without(open_terminal: Callable[..., Terminal]) -> None:
     """A bar that comes and goes on a terminal; elsewhere a line after a second."""
     program = (
         "import time\nfrom anyorder.cli.terminal import progress\n"
@@ -200,7 +218,7 @@ def test_progress_on_a_terminal_and_without() -> None:
         "for done in range(8):\n    shown('downloading', done, 8)\n    time.sleep(0.2)\n"
         "shown('downloading', 8, 8)\nshown.close()\n"
     )
-    terminal = Terminal([sys.executable, "-c", program])
+    terminal = open_terminal([sys.executable, "-c", program])
     assert terminal.wait() == 0
     assert "downloading" in terminal.shown
     assert "\x1b[2K" in terminal.shown  # taken away again

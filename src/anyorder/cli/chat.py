@@ -26,6 +26,7 @@ _QUOTES = '"""'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The system message, and every control over the answers."""
+    parser.usage = "%(prog)s [-m MODEL] [--method NAME] [-o NAME=VALUE ...] [FLAGS]"
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--stats", action="store_true", help="costs after every answer, on stderr")
     add_model_flags(parser)

@@ -20,6 +20,7 @@ from anyorder.core.request import Completion, Event, Prompt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The prompt, where the answer goes, and every control over it."""
+    parser.usage = "%(prog)s [PROMPT] [-m MODEL] [--method NAME] [-o NAME=VALUE ...] [FLAGS]"
     add = parser.add_argument
     add("prompt", metavar="PROMPT", nargs="?", help='the text to continue; "-" or none: stdin')
     add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")

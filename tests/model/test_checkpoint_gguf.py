@@ -183,7 +183,7 @@ class FakeFile:
         self.metadata = {key.replace("__", "."): value for key, value in metadata.items()}
         self.tensors: dict[str, Any] = {}
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, *, out: torch.Tensor | None = None) -> torch.Tensor:
         raise AssertionError(f"nothing asks for {name}")
 
 

@@ -309,3 +309,16 @@ def test_every_truncation(small_file, tmp_path):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
             GGUFFile(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reading_into_given_memory_is_the_same(small_file, dtype) -> None:
+    file = GGUFFile(small_file)
+    direct = 0
+    for name, info in file.tensors.items():
+        want = file.read(name, dtype)
+        out = torch.full((want.numel(),), -7.0, dtype=dtype)
+        got = file.read(name, out=out)
+        assert got.dtype == dtype and torch.equal(got, want), info.type
+        direct += got.data_ptr() == out.data_ptr()
+    assert direct > 0

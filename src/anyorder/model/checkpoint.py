@@ -37,8 +37,8 @@ class OpenGguf(Protocol):
     def tensors(self) -> Mapping[str, _Shaped]:
         """By name, shapes in torch's order."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """float32."""
+    def read(self, name: str, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """float32, or of `out`'s type."""
 
 
 class GgufTensors:
@@ -57,9 +57,9 @@ class GgufTensors:
         """Its shape in torch's order."""
         return self._file.tensors[name].shape
 
-    def read(self, name: str) -> torch.Tensor:
-        """Its values, dequantised to float32."""
-        return self._file.read(name)
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values, dequantised to float32 or to the type of `out`."""
+        return self._file.read(name, out=out)
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:

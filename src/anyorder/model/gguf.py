@@ -74,10 +74,13 @@ class GGUFFile:
             self.close()
             raise
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The tensor `name`, decoded to `dtype` (default float32); a copy that outlives the file.
 
         Half-width types need half the memory, also while reading: decoding goes piece by piece.
+        `out` (contiguous, any shape of as many numbers; its type counts) may be what is returned.
         """
         import torch
 
@@ -92,7 +95,9 @@ class GGUFFile:
         raw = torch.frombuffer(
             self._map, dtype=torch.uint8, offset=info.offset, count=info.num_bytes
         )
-        return decode(raw, info.type, info.shape, dtype or torch.float32)
+        if out is not None:
+            dtype = out.dtype
+        return decode(raw, info.type, info.shape, dtype or torch.float32, out)
 
     def close(self) -> None:
         """Release the mapping; `metadata` and `tensors` stay usable, `read` does not."""

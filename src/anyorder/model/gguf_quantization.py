@@ -89,16 +89,21 @@ READABLE = tuple(t.name for t in TYPES.values() if t.name not in _NEVER_STORED)
 _BLOCKS_AT_A_TIME = 1023
 """Stays in the cache between the steps of decoding, and below the size at which torch would share a
 step among threads: waiting for each other costs more than it brings, and very much on a busy
-machine. Reading several tensors at once, in threads, scales."""
+machine."""
 
 
 def decode(
-    raw: torch.Tensor, type_name: str, shape: tuple[int, ...], dtype: torch.dtype
+    raw: torch.Tensor,
+    type_name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Decode a tensor's bytes (uint8, one dimension) to a new tensor of `shape` and `dtype`.
+    """Decode a tensor's bytes (uint8, one dimension) to a tensor of `shape` and `dtype`.
 
     `type_name` must be one of READABLE, and the number of bytes must fit the shape. Numbers are
-    computed in float32 and then rounded to `dtype`.
+    computed in float32 and then rounded to `dtype`. The formats decoded here are written straight
+    into `out` (contiguous, of `dtype`) if it is given: fresh memory costs more than decoding.
     """
     import numpy
     import torch
@@ -111,7 +116,7 @@ def decode(
             return _through_library(raw, type_name, shape).to(dtype)
         decode_blocks, block_bytes = _FAST[type_name]
         blocks = raw.numpy().reshape(-1, block_bytes)
-        decoded = torch.empty(blocks.shape[0], 32, dtype=dtype)
+        decoded = torch.empty(blocks.shape[0], 32, dtype=dtype) if out is None else out.view(-1, 32)
         scratch = torch.empty(_BLOCKS_AT_A_TIME, 32)
         for start in range(0, blocks.shape[0], _BLOCKS_AT_A_TIME):
             piece = blocks[start : start + _BLOCKS_AT_A_TIME]

@@ -144,7 +144,12 @@ def _check(
 
 
 def _fill(part: _Part, source: TensorSource, config: ModelConfig) -> None:
-    values = source.read(part.tensor).reshape(part.stored_shape)
+    is_plain = not part.stored.transposed and part.stored.order is None
+    direct = is_plain and part.target.is_contiguous() and part.target.device.type == "cpu"
+    values = source.read(part.tensor, out=part.target if direct else None)
+    values = values.reshape(part.stored_shape)
+    if direct and values.data_ptr() == part.target.data_ptr():
+        return  # filled in place
     if part.stored.transposed:
         values = values.T
     if part.stored.order is not None:

@@ -33,8 +33,11 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, without reading it."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """Its values, in a floating-point type. CheckpointError when they are damaged."""
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values, in a floating-point type. CheckpointError when they are damaged.
+
+        `out`, contiguous and of as many numbers, may be filled and returned instead of new memory.
+        """
 
 
 RowOrder = Callable[["torch.Tensor", "ModelConfig"], "torch.Tensor"]

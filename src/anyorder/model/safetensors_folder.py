@@ -60,8 +60,8 @@ class SafetensorsFolder:
         """Its shape, without reading it."""
         return tuple(self._slice(name).get_shape())
 
-    def read(self, name: str) -> torch.Tensor:
-        """Its values as stored."""
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values as stored, mapped from the file; `out` is not needed."""
         kind = self._slice(name).get_dtype()
         if kind not in _TYPES:
             raise CheckpointError(

@@ -13,7 +13,7 @@ _PATIENCE_SECONDS = 0.5
 
 
 class TerminalProgress:
-    """Called with (stage, bytes or items done, how many there are); draws a bar per stage.
+    """Called with (stage, how much is done, how much there is); draws a bar per stage.
 
     Nothing shows for stages that end within half a second, and bars vanish when done.
     """
@@ -55,7 +55,7 @@ class TerminalProgress:
             self._bars = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
-                progress.DownloadColumn(),
+                progress.TaskProgressColumn(),
                 progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,

@@ -25,6 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {"core"},
     "sampling": {"core"},
     "methods": {"core", "sampling"},
+    "drafters": {"core", "sampling"},
     "training/objectives": {"core", "sampling"},
     "engine": {"core", "model", "cache", "sampling"},
     "training": {"core", "model", "sampling"},
@@ -34,7 +35,7 @@ LAYERS: dict[str, set[str]] = {
     "playground": set(),
 }
 # A file of these folders imports none of its neighbours: each is complete by itself.
-NO_NEIGHBOURS = ("methods", "training/objectives")
+NO_NEIGHBOURS = ("methods", "drafters", "training/objectives")
 SETTINGS = "model/settings.py"
 HEAVY = ("torch", "transformers", "llguidance", "numpy")
 CORE_EXCEPTIONS = {

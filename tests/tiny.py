@@ -47,6 +47,7 @@ def tiny_model(seed: int = 0, *, tokenizer: Any = None, ends: bool = True) -> Lo
         name="tiny",
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
+        num_layers=2,
         end_tokens=frozenset({END} if ends else ()),
     )
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)

@@ -193,8 +193,8 @@ def test_a_completion_is_json() -> None:
     assert data["text"] == "a" and data["tokens"] == [5, 6] and data["finish_reason"] == "stop"
     assert [c["text"] for c in data["choices"]] == ["a", "b"]
     assert data["method"] == "m" and data["prompt_tokens"] == [1, 2]
-    assert data["report"] == {field.name: getattr(REPORT, field.name) for field in
-                              dataclasses.fields(Report)}  # fmt: skip
+    report = {field.name: getattr(REPORT, field.name) for field in dataclasses.fields(Report)}
+    assert data["report"] == {**report, "notes": []}
     assert data["trace"][0] == {"token": 5, "text": "a", "step": 1, "probability": 0.5,
                                 "alternatives": [[5, 0.5]]}  # fmt: skip
 

@@ -5,6 +5,8 @@ Memory is reserved, not touched: the operating system backs a page when it is fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import torch
 
 from anyorder.core.batch import PackedBatch
@@ -67,6 +69,14 @@ class Pool:
         times what an earlier owner left there must not be NaN."""
         for tensor in (*self.keys, *self.values):
             tensor[page].zero_()
+
+    def move(self, sources: Seq[int], targets: Seq[int]) -> None:
+        """Copy slots of every layer, as if all were read before any is written."""
+        source_M = torch.tensor(sources, device=self.keys[0].device)
+        target_M = torch.tensor(targets, device=self.keys[0].device)
+        for pair in self._flat:
+            for tensor in pair:
+                tensor.index_copy_(0, target_M, tensor.index_select(0, source_M))
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page of every layer."""

@@ -51,6 +51,8 @@ class PagedStore:
         child.tokens = list(parent.tokens)
         child.spans = list(parent.spans)
         child.pages = list(parent.pages[: self.pages_for(parent.num_resident)])
+        child.conditions = list(parent.conditions)
+        child.shallow_from = parent.shallow_from
         child.page_keys = list(parent.page_keys)
         child.num_resident = parent.num_resident
         for page in child.pages:
@@ -63,6 +65,7 @@ class PagedStore:
         sequence.family.pop(sequence, None)
         sequence.tokens.clear()
         sequence.spans.clear()
+        sequence.conditions.clear()
         sequence.page_keys.clear()
 
     def drop(self, sequence: Sequence) -> None:
@@ -81,6 +84,13 @@ class PagedStore:
         del sequence.page_keys[start // self.page_size :]
         while sequence.spans and sequence.spans[-1].start >= start:
             sequence.spans.pop()
+        while sequence.conditions and sequence.conditions[-1][0] >= start:
+            sequence.conditions.pop()
+        if sequence.conditions:
+            position, conditioning = sequence.conditions[-1]
+            sequence.conditions[-1] = position, conditioning[: start - position]
+        if sequence.shallow_from is not None and sequence.shallow_from >= start:
+            sequence.shallow_from = None
         sequence.num_resident = min(sequence.num_resident, start)
         needed = self.pages_for(sequence.num_resident)
         while len(sequence.pages) > needed:
@@ -119,6 +129,26 @@ class PagedStore:
         # A replayed span may reach beyond what was kept of it.
         sequence.num_resident = min(start + len(tokens), sequence.length)
 
+    def keep(self, sequence: Sequence, start: int, offsets: Seq[int]) -> None:
+        """Of the tokens at `start` and after, keep those at these rising offsets, side by side.
+
+        They must have been run so that each saw the past and the kept ones before it, at the
+        positions they move to: what was kept is then what a causal run would have cached.
+        """
+        tokens = [sequence.tokens[start + offset] for offset in offsets]
+        end = start + len(tokens)
+        if sequence.num_resident == sequence.length:
+            moved = [(o, new) for new, o in enumerate(offsets) if o != new]
+            if moved:
+                slots = self.slots(sequence, start, sequence.length)
+                self.pool.move([slots[o] for o, _ in moved], [slots[new] for _, new in moved])
+        else:  # preempted meanwhile; what it has lost is replayed anyway
+            sequence.num_resident = min(sequence.num_resident, start)
+        while sequence.spans and sequence.spans[-1].start >= start:
+            sequence.spans.pop()
+        sequence.tokens[start:end] = tokens
+        self.discard(sequence, end)
+
     # -------------------------------------------------------------------------- prefix sharing
     def keys(self, tokens: Seq[int], salt: str) -> list[bytes]:
         """Content keys of the full pages of `tokens`."""
@@ -146,6 +176,10 @@ class PagedStore:
         """Offer full pages before position `end` for sharing; only causally computed ones are."""
         if sequence.spans:
             end = min(end, sequence.spans[0].start)
+        if sequence.shallow_from is not None:
+            end = min(end, sequence.shallow_from)
+        if sequence.conditions:
+            return  # the same tokens may be conditioned on something else another time
         end = min(end, sequence.num_resident)
         num_pages, known = end // self.page_size, len(sequence.page_keys)
         if num_pages <= known:

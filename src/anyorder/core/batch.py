@@ -55,6 +55,13 @@ class PackedBatch:
     slots_N: torch.Tensor | None
     """int64; where each token's key and value go: page * page_size + offset. None: not stored."""
     groups: tuple[AttentionGroup, ...]
+    num_layers: int | None = None
+    """Run only so many of the lower layers; None: all."""
+    taps: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    """The residual stream [N, width] after so many layers, filled in by the network for the keys
+    that are there."""
+    conditioning: tuple[tuple[int, torch.Tensor], ...] = ()
+    """What stretches of rows are conditioned on, by their first row: [rows, any width]."""
 
 
 class KeyValuePool(Protocol):
@@ -90,3 +97,7 @@ class Network(Protocol):
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, vocabulary] of some rows of `hidden`."""
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, heads, vocabulary] of further prediction heads, for networks that
+        have some: head h guesses the token h + 2 positions after its row's."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,11 @@ class Attention:
         """Position of every new token relative to the request's start."""
         return range(num_tokens)
 
+    def parents_of(self, num_tokens: int) -> Seq[int]:
+        """For kinds in which a token sees a path of earlier ones and itself: the last of them, by
+        offset, or -1 for the cached past."""
+        raise AssertionError(f"{type(self).__name__} has no paths")
+
     def can_split_at(self, offset: int) -> bool:
         """May the first `offset` tokens run in an earlier pass with the same result?"""
         return False
@@ -53,6 +58,9 @@ class Causal(Attention):
         import torch
 
         return torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+
+    def parents_of(self, num_tokens: int) -> Seq[int]:
+        return range(-1, num_tokens - 1)
 
     def can_split_at(self, offset: int) -> bool:
         return True
@@ -124,6 +132,9 @@ class Tree(Attention):
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
         return depths
 
+    def parents_of(self, num_tokens: int) -> Seq[int]:
+        return self.parents
+
     def check(self, num_tokens: int) -> None:
         assert len(self.parents) == num_tokens, f"{len(self.parents)} parents, {num_tokens} tokens"
         assert all(-1 <= parent < child for child, parent in enumerate(self.parents)), (
@@ -153,6 +164,49 @@ BIDIRECTIONAL = Bidirectional()
 
 
 # ------------------------------------------------------------------------------ what to report back
+AcceptanceRule = Literal["match", "ratio", "typical"]
+"""match: a proposal stays if it is what would have been drawn. ratio: with probability target over
+proposal, else a draw from what remains. typical: if likely enough (changes the distribution)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check:
+    """A draft check: which of a request's tokens may stay, decided at once after the pass.
+
+    The tokens from offset `first` on are proposals, a chain (causal attention) or a tree; those
+    before it are text. Afterwards **the sequence holds the text and the accepted proposals**, in
+    order, as if they had been run causally, and nothing after them. `sampling.verify` has the rules
+    and their sources.
+    """
+
+    first: int
+    rule: AcceptanceRule = "match"
+    proposals: Seq[Any] = ()
+    """What each proposal was drawn from (`ForwardResult.distributions`), None where it was not
+    drawn at all; empty: none was drawn. Only the ratio rule asks."""
+    epsilon: float = 0.09
+    """Typical: a probability above this is always enough ..."""
+    delta: float = 0.3
+    """... and so is one above delta * exp(-entropy)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """What a draft check decided."""
+
+    accepted: list[int]
+    """Offsets of the accepted proposals among the request's tokens, along one path."""
+    last: int
+    """Offset of the last token that stays; the token drawn after it is the last of `tokens`."""
+    tokens: list[int]
+    """The accepted proposals, and one token more, drawn after them. That one is absent where none
+    can be drawn and something was accepted."""
+    logprobs: list[float]
+    """Of `tokens`, under the model's distribution."""
+    top: list[list[tuple[int, float]]]
+    """As `Outputs.top`, one list per token of `tokens`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What to report for each of a request's `rows`.
@@ -176,6 +230,19 @@ class Outputs:
     without temperature or truncation, not renormalised (what beam search adds up)."""
     given: tuple[int, ...] | None = None
     """Log-probabilities of these ids under the model's distribution, one id per row."""
+    accepted: Check | None = None
+    """Check a draft. Rows are then the last token of text and all proposals; leave `token` and
+    `logprob` off unless every row's own draw is wanted too."""
+    draws: int = 0
+    """Further tokens drawn from the processed distribution, independently, with replacement."""
+    distribution: bool = False
+    """The processed distribution as a whole, to be handed on in a `Check`; not to be looked at."""
+    heads: int = 0
+    """The k likeliest tokens of each of the network's further prediction heads (Medusa, blockwise
+    decoding). With `accepted`, for the row `Verdict.last` alone."""
+    features: tuple[int, ...] = ()
+    """The residual stream after so many layers, side by side, of *all* tokens of the request: what
+    drafters read. Prefixes are not taken from the cache then."""
     hidden: bool = False
     """The last hidden state, [rows, width]."""
     logits: bool = False
@@ -201,6 +268,14 @@ class ForwardRequest:
     outputs: Outputs = TOKEN
     sampling: Request | None = None
     """Sampling controls where they differ from the request's own (`dataclasses.replace` it)."""
+    stream: str | None = None
+    """Which random numbers to draw with: equal streams draw alike at equal positions. The role by
+    default."""
+    layers: int | None = None
+    """Run only so many of the lower layers and read them out by the final norm and head (early
+    exit). What is cached this way must be discarded before the sequence is run in full."""
+    conditioning: torch.Tensor | None = None
+    """[tokens, any width] what the network reads beside the tokens; for networks that do."""
 
     @property
     def role(self) -> str:
@@ -210,7 +285,16 @@ class ForwardRequest:
     @property
     def output_rows(self) -> Seq[int]:
         """`rows` with the default filled in."""
-        return (len(self.tokens) - 1,) if self.rows is None else self.rows
+        if self.rows is not None:
+            return self.rows
+        check = self.outputs.accepted
+        return range(len(self.tokens) - 1 if check is None else check.first - 1, len(self.tokens))
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """May its first tokens be taken from the prefix cache instead of being run?"""
+        plain = self.layers is None and self.conditioning is None
+        return plain and not self.outputs.features
 
     @property
     def end(self) -> int:
@@ -229,6 +313,13 @@ class ForwardResult:
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     given: list[float] = field(default_factory=list)
+    verdict: Verdict | None = None
+    draws: list[list[int]] = field(default_factory=list)
+    distributions: list[Any] = field(default_factory=list)
+    heads: list[list[list[tuple[int, float]]]] = field(default_factory=list)
+    """By row, by head: (token, log-probability), likeliest first."""
+    features: torch.Tensor | None = None
+    """[tokens, len(Outputs.features) * width]"""
     hidden: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
@@ -246,6 +337,9 @@ def forward(
     rows: Seq[int] | None = None,
     outputs: Outputs = TOKEN,
     sampling: Request | None = None,
+    stream: str | None = None,
+    layers: int | None = None,
+    conditioning: torch.Tensor | None = None,
 ) -> Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]:
     """One forward request and its result: `result = yield from forward(...)`."""
     (result,) = yield [
@@ -257,6 +351,9 @@ def forward(
             rows=rows,
             outputs=outputs,
             sampling=sampling,
+            stream=stream,
+            layers=layers,
+            conditioning=conditioning,
         )
     ]
     return result

@@ -28,3 +28,8 @@ def find(folder: str, name: str, *, kind: str) -> Any:
         raise UnknownName(kind, name, names(folder))
     module = importlib.import_module(f"anyorder.{folder.replace('/', '.')}.{name}")
     return getattr(module, "".join(word.capitalize() for word in name.split("_")))
+
+
+def name_of(instance: object) -> str:
+    """The name under which an instance's class is found: that of its module."""
+    return type(instance).__module__.rpartition(".")[2]

@@ -5,9 +5,10 @@ Adding one is adding one file to `methods/`; CONTRIBUTING.md shows how.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from anyorder.core.errors import UnsupportedMethod
 from anyorder.core.options import validate
@@ -31,6 +32,16 @@ class Abilities:
     mask_token: int | None = None
     attention: frozenset[AttentionKind] = frozenset({"causal"})
     """Which kinds of attention the weights were trained for."""
+    num_layers: int = 0
+    """Layers that a request may stop after (`ForwardRequest.layers`)."""
+    num_heads: int = 0
+    """Further prediction heads (Medusa, blockwise decoding); 0: the next-token head alone."""
+    kind: str = "decoder"
+    """decoder: runs on tokens alone. Anything else is a drafter's network, named for its kind."""
+    features: tuple[int, ...] = ()
+    """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
+    block_size: int = 0
+    """Tokens of a block, for networks that denoise or draft in blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +50,15 @@ class Needs:
 
     attention: AttentionKind = "causal"
     mask_token: bool = False
+    heads: bool = False
     roles: tuple[str, ...] = ("target",)
 
     def missing(self, abilities: Abilities, roles: Seq[str]) -> str | None:
         """The first unmet need in words, or None."""
         if self.mask_token and abilities.mask_token is None:
             return f"a mask token; {abilities.name} has none"
+        if self.heads and not abilities.num_heads:
+            return f"further prediction heads; {abilities.name} has none"
         if self.attention not in abilities.attention:
             kinds = " and ".join(sorted(abilities.attention))
             return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
@@ -77,8 +91,26 @@ class Context(Protocol):
     def finished(self) -> bool:
         """Has every choice ended (end token, stop string, limit, guide complete)?"""
 
+    @property
+    def models(self) -> Mapping[str, Abilities]:
+        """What the models of all roles can do."""
+
     def sequence(self, role: str = "target") -> Sequence:
         """A new, empty cached sequence for one of the engine's models."""
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned when it was first called for this name: something that outlives the
+        request. Shared like cached prefixes, among requests of equal `cache_salt`, and private to
+        the request where `prefix_cache` is off."""
+
+    def pass_seconds(
+        self, num_tokens: int, role: str = "target", layers: int | None = None
+    ) -> float | None:
+        """How long a pass takes in which this request runs so many tokens, beside what others run
+        at the moment; from passes measured on this machine. None: too few were measured yet."""
+
+    def note(self, text: str) -> None:
+        """Tell the user something about how the answer was made (`Report.notes`), once."""
 
     def emit(
         self,
@@ -88,10 +120,12 @@ class Context(Protocol):
         alternatives: Seq[Seq[tuple[int, float]]] = (),
         choice: int = 0,
         score: float | None = None,
+        num_drafted: int = 0,
     ) -> None:
         """Make tokens final and stream them. What lies beyond the end of the text is dropped, so
         emit freely and look at `finished`. `alternatives` are (id, log-probability) lists, one per
-        token, for requests that ask for logprobs; `score` is a search's."""
+        token, for requests that ask for logprobs; `score` is a search's; the first `num_drafted`
+        tokens were proposed by a drafter."""
 
     def ends(self, tokens: Seq[int]) -> bool:
         """Would a choice of exactly these new tokens be finished before the length limit?"""
@@ -121,6 +155,20 @@ class Method:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a combination of request and options that cannot be honoured."""
+
+    def missing(self, models: Mapping[str, Abilities]) -> str | None:
+        """What these options lack of the engine's models (by role), in words, or None."""
+        return None
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """`exact`, for these options."""
+        return self.exact
+
+    @property
+    def num_scratch_tokens(self) -> int:
+        """Most tokens it keeps cached at once beyond prompt and final text."""
+        return 0
 
     @classmethod
     def require(cls, name: str, abilities: Abilities, roles: Seq[str], usable: Seq[str]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName
 
 T = TypeVar("T")
@@ -33,6 +34,15 @@ class Range:
     maximum: float = math.inf
 
 
+@dataclass(frozen=True)
+class Part:
+    """The option is itself an object with options: an instance of a class in a folder of the
+    package. Given as a name, or as a mapping of "name" and the part's own options; on a command
+    line as `drafter=prompt_lookup` and `drafter.match=3`."""
+
+    folder: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One field of an options class, as documentation, forms and parsers need it."""
@@ -45,11 +55,15 @@ class Option:
     bounds: Range | None
     choices: tuple[str, ...]
     description: str
+    folder: str | None = None
+    """Where its values' classes are, for a `Part`."""
 
     def check(self, value: object) -> object:
         """Return `value` in the field's own type; InvalidRequest says what is allowed."""
         if value is None and self.optional:
             return None
+        if self.folder is not None and not isinstance(value, self.kind):
+            return self._build_part(value)
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if self.kind in (bool, int, float, str) and type(value) is not self.kind:
@@ -63,10 +77,22 @@ class Option:
                 raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
         return value
 
+    def _build_part(self, value: object) -> object:
+        fields: dict[str, object] = {}
+        if isinstance(value, Mapping):
+            fields = dict(value)
+            value = fields.pop("name", lookup.name_of(self.default))
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
+        cls = lookup.find(self.folder or "", value, kind=self.name)
+        return build(cls, fields, kind=f"{value} option")
+
     def parse(self, text: str) -> object:
         """The value that `text` spells on a command line."""
         if self.optional and text.lower() == "none":
             return None
+        if self.folder is not None and not text.startswith("{"):
+            return text
         try:
             if self.kind is bool:
                 return _BOOLEANS[text.lower()]
@@ -83,6 +109,8 @@ class Option:
         """The allowed values in words, for messages and tables."""
         if self.choices:
             words = "one of " + ", ".join(self.choices)
+        elif self.folder is not None:
+            words = "one of " + ", ".join(lookup.names(self.folder))
         elif self.bounds is not None:
             low, high = self.bounds.minimum, self.bounds.maximum
             noun = "an integer" if self.kind is int else "a number"
@@ -131,6 +159,7 @@ def _describe(cls: type[Any]) -> Iterator[Option]:
             bounds=next((extra for extra in extras if isinstance(extra, Range)), None),
             choices=choices,
             description=description,
+            folder=next((extra.folder for extra in extras if isinstance(extra, Part)), None),
         )
 
 
@@ -152,15 +181,26 @@ def build(cls: type[T], values: Mapping[str, object], *, kind: str = "option") -
 def parse(cls: type, assignments: list[str], *, kind: str = "option") -> dict[str, object]:
     """`["width=4", "early=never"]` as checked values for `build`."""
     known = {option.name: option for option in describe(cls)}
-    values = {}
+    values: dict[str, Any] = {}
+    parts: dict[str, list[str]] = {}
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
             raise InvalidRequest(f"an option is written name=value, got {assignment!r}.")
-        if name not in known:
-            raise UnknownName(kind, name, known)
-        values[name] = known[name].check(known[name].parse(text))
-    return values
+        name, _, inner = name.partition(".")
+        if name not in known or (inner and known[name].folder is None):
+            raise UnknownName(kind, f"{name}.{inner}" if inner else name, known)
+        if inner:
+            parts.setdefault(name, []).append(f"{inner}={text}")
+        else:
+            values[name] = known[name].parse(text)
+    for name, inner_assignments in parts.items():
+        given = values.get(name, lookup.name_of(known[name].default))
+        fields = dict(given) if isinstance(given, Mapping) else {"name": given}
+        part = lookup.find(known[name].folder or "", fields["name"], kind=name)
+        inner_kind = f"{fields['name']} option"
+        values[name] = {**fields, **parse(part, inner_assignments, kind=inner_kind)}
+    return {name: known[name].check(value) for name, value in values.items()}
 
 
 def json_schema(cls: type) -> dict[str, Any]:
@@ -169,6 +209,14 @@ def json_schema(cls: type) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for option in describe(cls):
         entry: dict[str, Any] = {"description": option.description}
+        default = option.default
+        if option.folder is not None:
+            default = lookup.name_of(default)
+            entry["anyOf"] = [{"enum": list(lookup.names(option.folder))}]
+            for name in lookup.names(option.folder):
+                part = json_schema(lookup.find(option.folder, name, kind=option.name))
+                part["properties"] = {"name": {"const": name}, **part["properties"]}
+                entry["anyOf"].append({**part, "required": ["name"]})
         if option.kind in names:
             kind = names[option.kind]
             entry["type"] = [kind, "null"] if option.optional else kind
@@ -178,7 +226,7 @@ def json_schema(cls: type) -> dict[str, Any]:
             entry["minimum"] = option.bounds.minimum
             if option.bounds.maximum != math.inf:
                 entry["maximum"] = option.bounds.maximum
-        if option.default is not dataclasses.MISSING:
-            entry["default"] = option.default
+        if default is not dataclasses.MISSING:
+            entry["default"] = default
         properties[option.name] = entry
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -219,9 +219,14 @@ class Report:
     num_preemptions: int = 0
     """How often the request lost its pages and was replayed."""
     mean_accepted_length: float | None = None
-    """Speculation only: tokens made final per verification."""
+    """Speculation only: tokens made final per draft check, the one drawn after the accepted ones
+    included; drafts that were empty count."""
+    passes_by_role: Mapping[str, int] = field(default_factory=dict)
+    """num_forward_passes by role; drafters' models have their own."""
     exact: bool = True
     """False: an approximate cache or acceptance rule changed the distribution."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say about how the answer was made, in sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +241,8 @@ class TraceEntry:
     """Its probability in that pass under the model's distribution."""
     alternatives: tuple[tuple[int, float], ...] = ()
     """(token, probability) of the likeliest, with `Request.logprobs`."""
+    drafted: bool = False
+    """Was it proposed by a drafter and accepted?"""
 
 
 @dataclass(frozen=True, kw_only=True)

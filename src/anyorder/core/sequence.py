@@ -7,11 +7,14 @@ noticing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from anyorder.core.forward import Attention
 
 
@@ -23,6 +26,9 @@ class SequenceStore(Protocol):
 
     def fork(self, parent: Sequence) -> Sequence:
         """A new sequence that shares everything `parent` has cached now."""
+
+    def keep(self, sequence: Sequence, start: int, offsets: Seq[int]) -> None:
+        """Of the tokens at `start` and after, keep those at these offsets, side by side."""
 
     def release(self, sequence: Sequence) -> None:
         """Give back the sequence's pages. Idempotent."""
@@ -48,12 +54,14 @@ class Sequence:
     """
 
     __slots__ = (
+        "conditions",
         "family",
         "num_resident",
         "page_keys",
         "pages",
         "role",
         "salt",
+        "shallow_from",
         "spans",
         "store",
         "tokens",
@@ -77,6 +85,10 @@ class Sequence:
         self.tokens: list[int] = []
         self.spans: list[Span] = []
         """Non-causal chunks by rising start; whatever lies between them was run causally."""
+        self.conditions: list[tuple[int, torch.Tensor]] = []
+        """What stretches of tokens were conditioned on, by the position of their first token."""
+        self.shallow_from: int | None = None
+        """From here on only lower layers are cached (early exit)."""
         self.pages: list[int] = []
         self.page_keys: list[bytes] = []
         """Content keys of leading pages already offered for sharing."""

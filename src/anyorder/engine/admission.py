@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 from anyorder.core import lookup
-from anyorder.core.errors import ContextOverflow, InvalidRequest, PoolTooSmall, UnknownName
+from anyorder.core.errors import (
+    ContextOverflow,
+    InvalidRequest,
+    PoolTooSmall,
+    UnknownName,
+    UnsupportedMethod,
+)
 from anyorder.core.method import Method
 from anyorder.core.options import build
 from anyorder.core.request import Prompt, Request
@@ -34,7 +40,7 @@ class Admission:
         """Look up, tokenise and check; UserError says what is wrong and what is allowed."""
         method = self._method(request)
         prompt = self.encode(request.prompt, "prompt")
-        max_new_tokens = self._limit(request, prompt)
+        max_new_tokens = self._limit(request, prompt, method.num_scratch_tokens)
         negative = None
         if request.guidance_scale != 1.0:
             negative = prompt if request.contrast_role else prompt[-1:]
@@ -107,6 +113,12 @@ class Admission:
         if cls.needs.missing(abilities, roles) is not None:
             cls.require(name, abilities, roles, self.usable_methods())
         method = build(cls, request.options, kind=f"{name} option")
+        missing = method.missing({name: role.abilities for name, role in self._roles.items()})
+        if missing is not None:
+            raise UnsupportedMethod(
+                f"{name} with these options needs {missing}. Methods this model supports: "
+                f"{', '.join(self.usable_methods())}."
+            )
         method.check(request)
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(
@@ -125,7 +137,7 @@ class Admission:
             is None
         ]
 
-    def _limit(self, request: Request, prompt: list[int]) -> int:
+    def _limit(self, request: Request, prompt: list[int], num_scratch: int) -> int:
         """How many tokens may be made, within context and pool."""
         abilities = self._target.abilities
         context, pool = abilities.context_length, self._target.num_cache_tokens
@@ -143,10 +155,11 @@ class Admission:
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} exceed "
                 f"{abilities.name}'s context of {context}; ask for at most {room} new tokens."
             )
-        if len(prompt) + wanted > pool:
+        if len(prompt) + wanted + num_scratch > pool:
+            scratch = f", and {num_scratch} of {request.method}'s drafts," if num_scratch else ""
             raise PoolTooSmall(
-                f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} need more than "
-                f"the cache of {pool} positions; raise cache_tokens or ask for less."
+                f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted}{scratch} need "
+                f"more than the cache of {pool} positions; raise cache_tokens or ask for less."
             )
         return wanted
 

@@ -6,6 +6,7 @@ to the longest past. The rest of the network sees no padding at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
 import torch
@@ -21,7 +22,11 @@ saves."""
 
 
 def pack(
-    pieces: Seq[Piece], store: PagedStore, device: torch.device
+    pieces: Seq[Piece],
+    store: PagedStore,
+    device: torch.device,
+    *,
+    num_layers: int | None = None,
 ) -> tuple[PackedBatch, list[Piece]]:
     """The pass's tensors, and the pieces in the order of their rows."""
     buckets: dict[tuple[int, ...], list[Piece]] = {}
@@ -41,10 +46,30 @@ def pack(
     for bucket in buckets.values():
         groups.append(_group(bucket, row, flat[1], store))
         row += len(bucket) * len(bucket[0].tokens)
+    taps = {layer for piece in pieces for layer in piece.job.request.outputs.features}
     batch = PackedBatch(
-        tokens_N=flat[0], positions_N=flat[1], slots_N=flat[2], groups=tuple(groups)
+        tokens_N=flat[0],
+        positions_N=flat[1],
+        slots_N=flat[2],
+        groups=tuple(groups),
+        num_layers=num_layers,
+        taps=dict.fromkeys(sorted(taps)),
+        conditioning=tuple(_conditioning(ordered)),
     )
     return batch, ordered
+
+
+def _conditioning(ordered: Seq[Piece]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Stretches of conditioned rows, by their first row."""
+    first_row = 0
+    for piece in ordered:
+        start, end = piece.start, piece.start + len(piece.tokens)
+        for position, tensor in piece.job.sequence.conditions:
+            begin = max(start, position)
+            stop = min(end, position + len(tensor))
+            if begin < stop:
+                yield first_row + begin - start, tensor[begin - position : stop - position]
+        first_row += len(piece.tokens)
 
 
 def _bucket(piece: Piece, index: int, store: PagedStore) -> tuple[int, ...]:

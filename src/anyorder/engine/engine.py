@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -19,9 +21,11 @@ from anyorder.core.errors import AnyorderError, InvalidRequest, RequestFailed, U
 from anyorder.core.method import Abilities
 from anyorder.core.request import Completion, Event, Prompt, Request, Score
 from anyorder.engine.admission import Admission
+from anyorder.engine.costs import PassCosts
+from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role, open_role
 from anyorder.engine.run import Handle, Prepared, Run
-from anyorder.engine.runner import Question, answer, contrast, run_pass
+from anyorder.engine.runner import Question, answer, run_pass, settle
 from anyorder.engine.scheduler import Piece, Scheduler
 from anyorder.sampling.guide import GuideState
 
@@ -83,6 +87,8 @@ class Engine:
             max_running=max_running,
             on_failure=self._fail,
         )
+        self._costs = PassCosts()
+        self._memory = Memory()
         self._runs: dict[Handle, list[Run]] = {}
         self._num_arrivals = 0
         self._lock = threading.RLock()
@@ -245,6 +251,8 @@ class Engine:
                 roles=self.roles,
                 rules=rules[choice],
                 guide=guide,
+                costs=self._costs,
+                memory=self._memory,
             )
             self._runs[handle].append(run)
             self._scheduler.add(run)
@@ -267,20 +275,26 @@ class Engine:
         with self._lock, torch.inference_mode():
             if self._scheduler.is_idle:
                 return False
-            by_role: dict[str, list[Piece]] = {}
+            passes: dict[tuple[str, int | None], list[Piece]] = {}
             for piece in self._scheduler.select():
-                by_role.setdefault(piece.job.sequence.role, []).append(piece)
-            for name, pieces in by_role.items():
-                self._run_role(self.roles[name], pieces)
+                passes.setdefault((piece.job.sequence.role, piece.layers), []).append(piece)
+            for (name, layers), pieces in passes.items():
+                started = time.perf_counter()
+                self._run_pass(self.roles[name], pieces)
+                num_tokens: Counter[Hashable] = Counter()
+                for piece in pieces:
+                    num_tokens[piece.job.run] += len(piece.tokens)
+                self._costs.record(name, layers, num_tokens, time.perf_counter() - started)
             for run in list(self._scheduler.running):
                 if run in self._scheduler.running:  # one failure may have ended several
                     self._serve(run)
             return True
 
     # ------------------------------------------------------------------------------ inside a tick
-    def _run_role(self, role: Role, pieces: list[Piece]) -> None:
+    def _run_pass(self, role: Role, pieces: list[Piece]) -> None:
         for handle in {piece.job.run.handle for piece in pieces}:
             handle.num_passes += 1
+            handle.passes_by_role[role.name] += 1
         questions: list[Question] = []
         try:
             questions = run_pass(role, pieces)
@@ -303,7 +317,7 @@ class Engine:
     def _serve(self, run: Run) -> None:
         """Answer a run whose jobs are complete and see what it wants next."""
         try:
-            contrast(run.jobs)
+            settle(run.jobs, self.roles)
             if run.jobs and all(job.is_complete for job in run.jobs):
                 run.advance()
         except Exception as error:

@@ -39,4 +39,5 @@ def unconditional(
         attention=request.attention,
         rows=[row + shift for row in request.output_rows if request.start + row >= num_prompt - 1],
         outputs=NOTHING,
+        layers=request.layers,
     )

@@ -7,19 +7,23 @@ that make them all), one `Job` per forward request that waits for its pass.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from anyorder.core.errors import RequestFailed
-from anyorder.core.forward import Decoding, ForwardRequest, ForwardResult
+from anyorder.core.forward import Decoding, ForwardRequest, ForwardResult, Verdict
 from anyorder.core.method import Abilities, Method
 from anyorder.core.request import Completion, Event, Report, Request
 from anyorder.core.sequence import Sequence
+from anyorder.engine.costs import PassCosts
 from anyorder.engine.guidance import unconditional
+from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role
 from anyorder.engine.text import ChoiceBuilder, EndRules
 from anyorder.sampling.guide import GuideState
@@ -56,6 +60,13 @@ class Handle:
         self.num_passes = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.passes_by_role: Counter[str] = Counter()
+        self.num_checks = 0
+        self.num_checked = 0
+        """Tokens that draft checks let stay or added."""
+        self.notes: list[str] = []
+        self.private: dict[str, Any] = {}
+        """`Context.shared` for a request that shares nothing."""
         self.prompt_logprobs: list[float] | None = None
         self.choices = [ChoiceBuilder(rules[i % len(rules)]) for i in range(prepared.request.n)]
         self.submitted_at = time.perf_counter()
@@ -94,7 +105,12 @@ class Handle:
                 prefill_seconds=answered - admitted,
                 decode_seconds=ended - answered,
                 num_preemptions=self.num_preemptions,
-                exact=prepared.method.exact,
+                mean_accepted_length=self.num_checked / self.num_checks
+                if self.num_checks
+                else None,
+                passes_by_role=dict(self.passes_by_role),
+                exact=prepared.method.keeps_distribution,
+                notes=tuple(self.notes),
             ),
             prompt_tokens=prepared.prompt,
             prompt_logprobs=self.prompt_logprobs,
@@ -124,7 +140,12 @@ class Job:
     row_shift: int = 0
     """On a twin: its row i belongs to row i - row_shift of the other job."""
     held: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Logits of rows, by the row of the contrasted job, that wait for their counterpart."""
+    """Logits of rows, by the row of the contrasted job, that wait for their counterpart or for the
+    rest of a draft."""
+    features: list[torch.Tensor] = field(default_factory=list)
+    """Of one chunk of tokens after the other."""
+    heads: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
     @property
     def sequence(self) -> Sequence:
@@ -136,6 +157,16 @@ class Job:
         """Which output row (0, 1, ...) an offset into the request's tokens is."""
         return {row: order for order, row in enumerate(self.request.output_rows)}
 
+    @cached_property
+    def depths(self) -> Seq[int]:
+        """Positions of the request's tokens, from its start."""
+        return self.request.attention.depths(len(self.request.tokens))
+
+    @cached_property
+    def parents(self) -> Seq[int]:
+        """See `Attention.parents_of`."""
+        return self.request.attention.parents_of(len(self.request.tokens))
+
     @property
     def num_remaining(self) -> int:
         """Tokens still to run, replays aside."""
@@ -144,13 +175,17 @@ class Job:
     @property
     def is_complete(self) -> bool:
         """Are all tokens run and all rows answered?"""
-        if self.num_remaining:
-            return False
-        return self.is_twin or len(self.rows) == len(self.request.output_rows)
+        if self.num_remaining or self.is_twin:
+            return not self.num_remaining
+        if self.request.outputs.accepted is not None:
+            return self.verdict is not None
+        return len(self.rows) == len(self.request.output_rows)
 
     def result(self) -> ForwardResult:
         """The answers in the order of the request's rows."""
         rows, wants = self.request.output_rows, self.request.outputs
+        if wants.accepted is not None and not (wants.token or wants.logprob):
+            rows = ()
         answers = [self.rows[row] for row in rows]
         for answer in answers:
             if answer.error is not None:
@@ -163,6 +198,11 @@ class Job:
             top=[a.top for a in answers] if wants.top else [],
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],
+            verdict=self.verdict,
+            draws=[a.draws for a in answers] if wants.draws else [],
+            distributions=[a.distribution for a in answers] if wants.distribution else [],
+            heads=list(self.heads.values()),
+            features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
         )
@@ -181,7 +221,11 @@ class Run:
         roles: dict[str, Role],
         rules: EndRules,
         guide: GuideState | None,
+        costs: PassCosts,
+        memory: Memory,
     ) -> None:
+        self._costs = costs
+        self._memory = memory
         self.handle = handle
         self.prepared = handle.prepared
         self.choice = choice
@@ -217,6 +261,26 @@ class Run:
         return self._abilities
 
     @property
+    def models(self) -> Mapping[str, Abilities]:
+        return {name: role.abilities for name, role in self._roles.items()}
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        if self.request.prefix_cache:
+            return self._memory.recall(self.prepared.salt, name, make)
+        if name not in self.handle.private:
+            self.handle.private[name] = make()
+        return self.handle.private[name]
+
+    def pass_seconds(
+        self, num_tokens: int, role: str = "target", layers: int | None = None
+    ) -> float | None:
+        return self._costs.seconds(role, layers, num_tokens, run=self)
+
+    def note(self, text: str) -> None:
+        if text not in self.handle.notes:
+            self.handle.notes.append(text)
+
+    @property
     def _choices(self) -> list[ChoiceBuilder]:
         if self.prepared.method.makes_choices:
             return self.handle.choices
@@ -237,6 +301,7 @@ class Run:
         alternatives: Seq[Seq[tuple[int, float]]] = (),
         choice: int = 0,
         score: float | None = None,
+        num_drafted: int = 0,
     ) -> None:
         assert len(tokens) == len(logprobs), f"{len(tokens)} tokens, {len(logprobs)} logprobs"
         builder = self._choices[choice]
@@ -246,7 +311,8 @@ class Run:
             if builder.finish_reason is not None:
                 break
             others = alternatives[index] if alternatives else ()
-            text += builder.push(token, logprob, self.handle.num_passes, others)
+            drafted = index < num_drafted
+            text += builder.push(token, logprob, self.handle.num_passes, others, drafted=drafted)
             made += 1
         if made:
             self.handle.events.append(
@@ -300,13 +366,26 @@ class Run:
         for request in requests or ():
             assert request.tokens, "a method asked to run no tokens"
             request.attention.check(len(request.tokens))
-            request.sequence.store.discard(request.sequence, request.start)
+            self._begin(request)
             job = Job(run=self, request=request)
             self.jobs.append(job)
             if self.request.guidance_scale != 1.0 and request.role == "target":
                 self._add_twin(job)
         for sequence in [owner for owner in self.twins if owner not in self.family]:
             self.twins.pop(sequence).close()
+
+    def _begin(self, request: ForwardRequest) -> None:
+        """Apply the cache rule."""
+        sequence = request.sequence
+        sequence.store.discard(sequence, request.start)
+        if request.layers is not None:
+            if sequence.shallow_from is None:
+                sequence.shallow_from = request.start
+        else:
+            assert sequence.shallow_from is None, "discard what ran through some layers only"
+        if request.conditioning is not None:
+            assert len(request.conditioning) == len(request.tokens), "a row per token"
+            sequence.conditions.append((request.start, request.conditioning))
 
     def _add_twin(self, job: Job) -> None:
         negative = self.prepared.negative_prompt
@@ -318,7 +397,7 @@ class Run:
             self.twins[request.sequence] = self.sequence(self.request.contrast_role or "target")
         twin = self.twins[request.sequence]
         counterpart = unconditional(request, twin, num_prompt=num_prompt, negative=negative)
-        twin.store.discard(twin, counterpart.start)
+        self._begin(counterpart)
         job.first_contrasted_row = max(0, num_prompt - 1 - request.start)
         shift = request.start - num_prompt + len(negative) - counterpart.start
         job.twin = Job(run=self, request=counterpart, is_twin=True, row_shift=shift)

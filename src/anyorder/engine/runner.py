@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
+from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
+from anyorder.engine.checks import check_draft, contrasted, sampler_row
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
-from anyorder.sampling.guidance import above_floor, classifier_free
-from anyorder.sampling.sampler import Row, sample
+from anyorder.sampling.sampler import sample
 
 MAX_LOGIT_ROWS = 128
 """Rows of logits made at once; bounds memory when a whole prompt is scored."""
@@ -33,7 +34,7 @@ class Question:
 
 def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
     """Run the pieces on the role's model; their keys and values are cached when this returns."""
-    batch, ordered = pack(pieces, role.store, role.network.device)
+    batch, ordered = pack(pieces, role.store, role.network.device, num_layers=pieces[0].layers)
     role.pool.prepare(batch)
     hidden_NW = role.network.hidden(batch, role.pool)
     questions, first = [], 0
@@ -45,6 +46,12 @@ def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
             questions.append(Question(job=job, row=own, hidden_W=hidden_NW[first + row]))
         if not piece.replay:
             job.num_done += len(piece.tokens)
+            if job.request.outputs.features:
+                taps = [batch.taps[layer] for layer in job.request.outputs.features]
+                own_rows = slice(first, first + len(piece.tokens))
+                job.features.append(
+                    torch.cat([tap[own_rows] for tap in taps if tap is not None], -1)
+                )
         # A prompt is final from the start; other tokens once the method has moved past them.
         role.store.publish(job.sequence, max(len(job.run.prompt), job.request.start))
         first += len(piece.tokens)
@@ -54,7 +61,7 @@ def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
 def answer(role: Role, questions: Seq[Question]) -> None:
     """Compute what was asked of these rows and store it in their jobs.
 
-    Rows of contrasted jobs only leave their logits; `contrast` answers them.
+    Rows of contrasted jobs and of draft checks only leave their logits; `settle` answers them.
     """
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
@@ -62,55 +69,57 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         now: list[int] = []
         for index, question in enumerate(part):
             job, row = question.job, question.row
-            if job.request.outputs.hidden:
+            outputs = job.request.outputs
+            if outputs.hidden or outputs.heads:
                 job.hidden[row] = question.hidden_W.clone()
-            if job.request.outputs.logits:
+            if outputs.logits:
                 job.logits[row] = logits_MV[index].clone()
             if job.is_twin:
                 job.held[row - job.row_shift] = logits_MV[index : index + 1]
-            elif job.twin is not None and row >= job.first_contrasted_row:
+                continue
+            contrasted = job.twin is not None and row >= job.first_contrasted_row
+            if contrasted or outputs.accepted is not None:
                 job.held[row] = logits_MV[index : index + 1]
-            else:
+            if not contrasted and (outputs.accepted is None or outputs.token or outputs.logprob):
                 now.append(index)
         if len(now) < len(part):
             logits_MV = logits_MV[now]
-        rows = [_sampler_row(part[index].job, part[index].row) for index in now]
+        rows = [sampler_row(part[index].job, part[index].row) for index in now]
         for index, result in zip(now, sample(logits_MV, rows), strict=True):
             part[index].job.rows[part[index].row] = result
 
 
-def contrast(jobs: Iterable[Job]) -> None:
-    """Answer the rows whose conditional and unconditional logits have both arrived."""
+def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
+    """Answer what takes several rows: contrasted ones, draft checks, prediction heads."""
     for job in jobs:
-        if job.twin is None:
+        if job.is_twin or job.verdict is not None:
             continue
-        for row in [row for row in job.held if row in job.twin.held]:
-            conditional_1V, other_1V = job.held.pop(row), job.twin.held.pop(row)
-            request = job.run.request
-            processed_1V = classifier_free(conditional_1V, other_1V, request.guidance_scale)
-            if request.contrast_floor:
-                processed_1V = above_floor(processed_1V, conditional_1V, request.contrast_floor)
-            (job.rows[row],) = sample(conditional_1V, [_sampler_row(job, row)], processed_1V)
+        outputs = job.request.outputs
+        if job.twin is not None and outputs.accepted is None:
+            for row in [row for row in job.held if row in job.twin.held]:
+                conditional_1V = job.held.pop(row)
+                processed_1V = contrasted(job, conditional_1V, job.twin.held.pop(row))
+                (job.rows[row],) = sample(conditional_1V, [sampler_row(job, row)], processed_1V)
+        if outputs.accepted is not None and _all_held(job):
+            job.verdict = check_draft(job)
+        if outputs.heads and job.is_complete and not job.heads:
+            rows = job.request.output_rows if job.verdict is None else (job.verdict.last,)
+            for row in rows:
+                job.heads[row] = _heads(roles[job.request.role], job, row)
 
 
-def _sampler_row(job: Job, row: int) -> Row:
-    """Everything the sampler must know of one row of a request."""
-    request, run = job.request, job.run
-    outputs = request.outputs
-    position = request.start + row + 1
-    history: Seq[int] = ()
-    if outputs.token or outputs.best:
-        history = job.sequence.tokens
-        if position < len(history):
-            history = history[:position]
-    return Row(
-        request=request.sampling or run.request,
-        outputs=outputs,
-        history=history,
-        num_prompt=len(run.prompt),
-        draw=(run.choice, zlib.crc32(request.role.encode()), position),
-        end_tokens=run.prepared.end_tokens,
-        banned=run.prepared.banned,
-        guide=run.guide,
-        given=None if outputs.given is None else outputs.given[job.row_order[row]],
-    )
+def _all_held(job: Job) -> bool:
+    """Have all logits that a draft check needs arrived?"""
+    rows = job.request.output_rows
+    if job.num_remaining or any(row not in job.held for row in rows):
+        return False
+    contrasted_rows = [row for row in rows if row >= job.first_contrasted_row]
+    return job.twin is None or all(row in job.twin.held for row in contrasted_rows)
+
+
+def _heads(role: Role, job: Job, row: int) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens of each further prediction head at one row."""
+    logits_HV = role.network.heads(job.hidden[row][None])[0]
+    outputs = Outputs(token=False, logprob=False, top=job.request.outputs.heads)
+    plain = dataclasses.replace(sampler_row(job, row), outputs=outputs, given=None)
+    return [result.top for result in sample(logits_HV, [plain] * len(logits_HV))]

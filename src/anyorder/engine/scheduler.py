@@ -37,6 +37,11 @@ class Piece:
     rows: list[int]
     """Offsets into `tokens` that need output."""
 
+    @property
+    def layers(self) -> int | None:
+        """How many layers to run; a replay may run more than it must."""
+        return None if self.replay else self.job.request.layers
+
 
 class Scheduler:
     """Waiting and running runs, first come first served."""
@@ -160,8 +165,9 @@ class Scheduler:
         if sequence.length:
             tokens: Seq[int] = sequence.tokens
             limit = sequence.spans[0].start if sequence.spans else sequence.length
+            limit = 0 if sequence.conditions else limit
             keys = store.keys(tokens, sequence.salt)
-        elif isinstance(job.request.attention, Causal):
+        elif isinstance(job.request.attention, Causal) and job.request.reads_prefixes:
             tokens = job.request.tokens
             # Rows that need output must run, and at least one token.
             limit = min([*job.request.output_rows[:1], len(tokens) - 1])

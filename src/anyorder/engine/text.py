@@ -81,7 +81,13 @@ class ChoiceBuilder:
         self.finish_reason: FinishReason | None = "length" if rules.max_new_tokens == 0 else None
 
     def push(
-        self, token: int, logprob: float, step: int, alternatives: Seq[tuple[int, float]]
+        self,
+        token: int,
+        logprob: float,
+        step: int,
+        alternatives: Seq[tuple[int, float]],
+        *,
+        drafted: bool = False,
     ) -> str:
         """Add one token; returns the text that became final with it."""
         assert self.finish_reason is None, "the choice is finished"
@@ -95,6 +101,7 @@ class ChoiceBuilder:
                 step=step,
                 probability=math.exp(logprob),
                 alternatives=tuple((other, math.exp(value)) for other, value in alternatives),
+                drafted=drafted,
             )
         )
         if token in rules.end_tokens:

@@ -79,6 +79,7 @@ def load(
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         end_tokens=ends,
+        num_layers=len(config.layers),
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
     )
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)

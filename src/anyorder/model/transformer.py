@@ -129,9 +129,15 @@ class Transformer(nn.Module):
         rotations = {
             rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
         }
-        for layer, config in zip(self.layers, self.config.layers, strict=True):
-            turn = None if config.rope is None else rotations[config.rope]
-            x_NW = layer(x_NW, turn, batch, pool)
+        taps = batch.taps
+        for index in range(batch.num_layers or len(self.layers)):
+            if index in taps:
+                taps[index] = x_NW
+            rope = self.config.layers[index].rope
+            turn = None if rope is None else rotations[rope]
+            x_NW = self.layers[index](x_NW, turn, batch, pool)
+        if len(self.layers) in taps:
+            taps[len(self.layers)] = x_NW
         x_NW = self.final_norm(x_NW)
         if self.config.embedding_width is not None:
             return self.project_out(x_NW)  # type: ignore[no-any-return]
@@ -146,6 +152,10 @@ class Transformer(nn.Module):
         if self.config.logit_cap is not None:
             logits_MV = torch.tanh(logits_MV / self.config.logit_cap) * self.config.logit_cap
         return logits_MV
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """See Network: a plain decoder has no further heads."""
+        raise AssertionError("this network has one prediction head")
 
     def _embed(self, batch: PackedBatch) -> torch.Tensor:
         x_NW: torch.Tensor = self.embedding(batch.tokens_N)

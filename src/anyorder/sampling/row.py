@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from anyorder.core.forward import Outputs
     from anyorder.core.request import Request
     from anyorder.sampling.guide import GuideState
@@ -53,5 +56,8 @@ class RowResult:
     best: list[tuple[int, float]] = field(default_factory=list)
     """(id, score), highest first; banned ids are left out."""
     given: float | None = None
+    draws: list[int] = field(default_factory=list)
+    distribution: NDArray[np.float64] | None = None
+    """Probabilities of the whole vocabulary, processed."""
     error: str | None = None
     """Why this row has no answer, in one line; the other fields are then meaningless."""

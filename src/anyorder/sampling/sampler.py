@@ -13,12 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 
 from anyorder.sampling import device, host
+from anyorder.sampling.draws import draw, uniform
 from anyorder.sampling.processors import edit, edits, nothing_left
 from anyorder.sampling.row import Row, RowResult
 from anyorder.sampling.truncation import shape
+from anyorder.sampling.verify import dense
+from anyorder.sampling.weights import weigh
 
 __all__ = ["Row", "RowResult", "sample"]
 
@@ -71,6 +75,9 @@ def _sample(
     results = answer(logits_RV, source_RV, scores_MV, work, rows)
     if any(row.outputs.best for row in rows):
         errors |= _search(source_RV, processed is None, rows, results)
+    for index, row in enumerate(rows):
+        if row.outputs.distribution or row.outputs.draws:
+            errors |= _distribute(source_RV[index : index + 1], index, row, results[index])
     for index, result in enumerate(results):
         if index in errors:
             result.error = errors[index]
@@ -98,6 +105,33 @@ def _search(
         if not best:
             results[index].error = "no finite score"
     return errors
+
+
+def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult) -> dict[int, str]:
+    """Fill in `RowResult.distribution` and `draws`; returns errors by row. In main memory, since
+    checks decide there, one place after the other."""
+    scores_1V = source_1V.to("cpu", copy=True)
+    errors = edit(scores_1V, [row]) if edits(row) else {}
+    scores_V = scores_1V[0].numpy()
+    best = int(scores_V.argmax())
+    if errors or not math.isfinite(scores_V[best]):
+        return {index: errors.get(0, "")} if errors else _no_score(result)
+    if row.request.temperature > 0:
+        probabilities_V = dense(*weigh(scores_V, row.request), len(scores_V))
+    else:
+        probabilities_V = np.zeros(len(scores_V))
+        probabilities_V[best] = 1.0
+    result.draws = [
+        draw(probabilities_V, uniform(row.request.seed, *row.draw, order + 1))
+        for order in range(row.outputs.draws)
+    ]
+    result.distribution = probabilities_V if row.outputs.distribution else None
+    return {}
+
+
+def _no_score(result: RowResult) -> dict[int, str]:
+    result.error = "no finite score"
+    return {}
 
 
 def _reason(row: Row, source_V: torch.Tensor) -> str:

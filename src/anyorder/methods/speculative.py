@@ -1,0 +1,155 @@
+"""Speculative decoding: a drafter proposes tokens, the target checks all of them in one pass.
+
+Leviathan et al., 2023 (arXiv:2211.17192); Chen et al., 2023 (arXiv:2302.01318); trees after
+SpecInfer (arXiv:2305.09781) and EAGLE-2 (arXiv:2406.16858). `sampling/verify.py` has the acceptance
+rules. With the default, `match`, the text is that of `autoregressive`, token for token, at any
+temperature, whatever the drafter and its length. `ratio` preserves the distribution only; it
+accepts more of what a drafter *draws* at a temperature above 0. `typical` changes the distribution.
+
+Not here: the drafters, which are in `drafters/`, and prompt log-probabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from anyorder.core import lookup
+from anyorder.core.drafter import NO_DRAFT, Draft, Drafter, DraftSession
+from anyorder.core.errors import RequestFailed
+from anyorder.core.forward import CAUSAL, Check, Decoding, Tree, forward
+from anyorder.core.method import Abilities, Context, Method
+from anyorder.core.options import Part, Range, build
+from anyorder.sampling.draft_length import DraftLength
+
+
+def _default_drafter() -> Drafter:
+    drafter: Drafter = build(lookup.find("drafters", "prompt_lookup", kind="drafter"), {})
+    return drafter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculative(Method):
+    """Propose several tokens cheaply, check them all in one pass."""
+
+    drafter: Annotated[Drafter, Part("drafters"), "what proposes the tokens"] = field(
+        default_factory=_default_drafter
+    )
+    length: Annotated[int, Range(1, 64), "most tokens proposed in a row"] = 16
+    adaptive: Annotated[
+        bool | None,
+        "draft only as far as pays on this machine; none: where the text cannot depend on it",
+    ] = None
+    acceptance: Annotated[
+        Literal["match", "ratio", "typical"],
+        "match: same text as plain decoding; ratio: same distribution; typical: neither",
+    ] = "match"
+    typical_floor: Annotated[
+        float, Range(0, 1), "typical: a probability above this is always accepted"
+    ] = 0.09
+    typical_share: Annotated[
+        float, Range(0, 10), "typical: so is one above this times exp(-entropy)"
+    ] = 0.3
+
+    def missing(self, models: Mapping[str, Abilities]) -> str | None:
+        return self.drafter.missing(models)
+
+    @property
+    def keeps_distribution(self) -> bool:
+        return self.acceptance != "typical"
+
+    @property
+    def num_scratch_tokens(self) -> int:
+        return self.drafter.num_tokens(self.length)
+
+    def decode(self, context: Context) -> Decoding:
+        text, top = list(context.prompt), context.request.logprobs
+        wants = dataclasses.replace(self.drafter.wants(context.models), top=top)
+        draws = self.drafter.draws and context.request.temperature > 0
+        coupled = self.acceptance != "ratio"
+        adapts = self.adaptive if self.adaptive is not None else coupled or not draws
+        lengths = DraftLength(self.length) if adapts else None
+        with (
+            context.sequence() as sequence,
+            closing(self.drafter.open(context, coupled=coupled)) as session,
+        ):
+            first = dataclasses.replace(wants, token=True, logprob=True)
+            result = yield from forward(sequence, text, 0, outputs=first)
+            context.emit(result.tokens, result.logprobs, alternatives=result.top)
+            text += result.tokens
+            while not context.finished:
+                heads = result.heads[0] if result.heads else ()
+                session.observe(text, features=result.features, heads=heads)
+                room = context.max_new_tokens - (len(text) - len(context.prompt)) - 1
+                limit = min(room, self._length(context, session, lengths))
+                draft = (yield from session.propose(text, limit)) if limit > 0 else NO_DRAFT
+                self._validate(draft, context)
+                check = Check(
+                    first=1,
+                    rule=self.acceptance if coupled or draws else "match",
+                    proposals=draft.proposals,
+                    epsilon=self.typical_floor,
+                    delta=self.typical_share,
+                )
+                result = yield from forward(
+                    sequence,
+                    [text[-1], *draft.tokens],
+                    len(text) - 1,
+                    attention=CAUSAL
+                    if draft.parents is None
+                    else Tree(parents=(-1, *(parent + 1 for parent in draft.parents))),
+                    outputs=dataclasses.replace(wants, accepted=check),
+                )
+                verdict = result.verdict
+                assert verdict is not None, "a checked draft has a verdict"
+                if result.features is not None:
+                    kept = result.features[[0, *verdict.accepted]]
+                    result = dataclasses.replace(result, features=kept)
+                num_accepted = len(verdict.accepted)
+                context.emit(
+                    verdict.tokens,
+                    verdict.logprobs,
+                    alternatives=verdict.top,
+                    num_drafted=num_accepted,
+                )
+                text += verdict.tokens
+                if lengths is not None:
+                    lengths.record(draft.grade, _depth(draft), num_accepted)
+        if lengths is not None and lengths.num_plain > lengths.num_steps / 2:
+            context.note(
+                f"speculation did not pay: {lengths.num_plain} of {lengths.num_steps} steps went "
+                "without a draft."
+            )
+
+    def _length(self, context: Context, session: DraftSession, lengths: DraftLength | None) -> int:
+        """How far to draft now."""
+        grade = session.expects()
+        if grade < 0:
+            return 0
+        if lengths is None:
+            return self.length
+        return lengths.choose(
+            grade,
+            plain=context.pass_seconds(1),
+            check=lambda length: context.pass_seconds(1 + self.drafter.num_tokens(length)),
+            draft=lambda length: self.drafter.seconds(context, length),
+        )
+
+    def _validate(self, draft: Draft, context: Context) -> None:
+        size = context.abilities.vocabulary_size
+        for token in draft.tokens:
+            if not 0 <= token < size:
+                raise RequestFailed(
+                    f"drafter {lookup.name_of(self.drafter)} proposed token {token}; "
+                    f"{context.abilities.name} has ids 0 to {size - 1}."
+                )
+
+
+def _depth(draft: Draft) -> int:
+    """Tokens on the draft's longest path."""
+    if draft.parents is None:
+        return len(draft.tokens)
+    return max(Tree(parents=tuple(draft.parents)).depths(len(draft.tokens)), default=-1) + 1

@@ -41,6 +41,7 @@ HEAVY = ("torch", "transformers", "llguidance", "numpy")
 CORE_EXCEPTIONS = {
     "Sequence": "a handle with identity and changing state",
     "Range": "written inside annotations, where positions read better: Range(1, 64)",
+    "Part": "written inside annotations too",
 }
 CATCHALL_EXCEPTIONS = {
     "model/template_sandbox.py: Sandbox.call": "overrides a function of jinja2, which calls it",

@@ -196,7 +196,7 @@ def test_a_completion_is_json() -> None:
     report = {field.name: getattr(REPORT, field.name) for field in dataclasses.fields(Report)}
     assert data["report"] == {**report, "notes": []}
     assert data["trace"][0] == {"token": 5, "text": "a", "step": 1, "probability": 0.5,
-                                "alternatives": [[5, 0.5]]}  # fmt: skip
+                                "alternatives": [[5, 0.5]], "drafted": False}  # fmt: skip
 
 
 def test_a_score_adds_up() -> None:

@@ -37,8 +37,33 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"options": {"width": 3, "early_stopping": "never", "length_penalty": 2.0}, "n": 2},
         {"no_repeat_ngram": 2, "options": {"width": 2}},
     ],
+    "speculative": [
+        {"temperature": 1.0, "seed": 3, "options": {"adaptive": False, "length": 5}},
+        {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5, "logprobs": 2},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "options": {"adaptive": False}},
+        {"n": 2, "temperature": 1.0, "options": {"drafter": "draft_model"}},
+        {
+            "temperature": 1.0,
+            "options": {"drafter": "draft_model", "acceptance": "ratio", "length": 4},
+        },
+        {
+            "temperature": 1.0,
+            "options": {
+                "drafter": {"name": "draft_model", "branches": "3,2"},
+                "acceptance": "ratio",
+                "length": 3,
+            },
+        },
+        {"options": {"drafter": {"name": "draft_model", "branches": "2,2"}, "adaptive": False}},
+        {"temperature": 0.9, "options": {"acceptance": "typical", "adaptive": False}},
+    ],
 }
 SAMPLES = {name for name in METHODS if name not in {"beam_search"}}
+
+
+def contract_engine(**changes: Any) -> Engine:
+    """An engine with what any method of CASES may ask for."""
+    return tiny_engine(**{"draft": tiny_model(1), **changes})
 
 
 def prompt(seed: int, length: int) -> list[int]:
@@ -79,7 +104,7 @@ def alone() -> list[Completion]:
     found = []
     for request in ALL:
         with_own_cache = dataclasses.replace(request, prefix_cache=False)
-        found.append(tiny_engine().generate(with_own_cache))
+        found.append(contract_engine().generate(with_own_cache))
     return found
 
 
@@ -98,7 +123,7 @@ def assert_same(engine: Engine, order: list[int], alone: list[Completion]) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mixed_with_every_other_method_gives_the_same(alone: list[Completion], seed: int) -> None:
-    engine = tiny_engine()
+    engine = contract_engine()
     order = shuffled(seed)
     assert_same(engine, order, alone)
     # And once more, now that every prefix is cached.
@@ -107,11 +132,11 @@ def test_mixed_with_every_other_method_gives_the_same(alone: list[Completion], s
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 33])
 def test_chunks_do_not_change_the_answer(alone: list[Completion], max_batch_tokens: int) -> None:
-    assert_same(tiny_engine(max_batch_tokens=max_batch_tokens), shuffled(4), alone)
+    assert_same(contract_engine(max_batch_tokens=max_batch_tokens), shuffled(4), alone)
 
 
 def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
-    engine = tiny_engine()
+    engine = contract_engine()
     handles = [engine.submit(request) for request in ALL]
     for tick in itertools.count():
         if tick % 3 == 2:
@@ -126,7 +151,7 @@ def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
 
 
 def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Completion]) -> None:
-    engine = tiny_engine(cache_tokens=400)
+    engine = contract_engine(cache_tokens=400)
     order = shuffled(5)
     assert_same(engine, order, alone)
 
@@ -175,7 +200,7 @@ def test_end_tokens_end_the_text(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_emitted_pieces_add_up(method: str) -> None:
     for request in requests_of(method):
-        engine = tiny_engine()
+        engine = contract_engine()
         events = list(engine.stream(request))
         completion = events[-1].completion
         assert completion is not None
@@ -192,7 +217,7 @@ def test_emitted_pieces_add_up(method: str) -> None:
 def test_abort_at_any_tick_returns_all_pages(method: str) -> None:
     for request in requests_of(method):
         for num_ticks in range(8):
-            engine = tiny_engine(max_batch_tokens=16)
+            engine = contract_engine(max_batch_tokens=16)
             handle = engine.submit(request)
             for _ in range(num_ticks):
                 engine.tick()
@@ -205,7 +230,7 @@ def test_abort_at_any_tick_returns_all_pages(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_options_out_of_range_are_refused(method: str) -> None:
     cls: type[Method] = lookup.find("methods", method, kind="method")
-    engine = tiny_engine()
+    engine = contract_engine()
     for option in describe(cls):
         bad: list[object] = ["nonsense", object()]
         if option.bounds is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from anyorder.core.method import Abilities, Context
+    from anyorder.core.sequence import Sequence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +93,9 @@ class Drafter:
         """What drafting so deep takes, by measured passes; infinite where that is impossible."""
         return 0.0
 
-    def open(self, context: Context, *, coupled: bool) -> DraftSession:
-        """Begin to work on one text. `coupled`: draw with the target's random numbers (for token
-        matching) instead of own ones."""
+    def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
+        """Begin to work on one text. `sequence` is where the target runs it; whenever `propose` is
+        called, all of the text but its last token is cached there, and the check starts at that
+        token, so what a drafter runs from there on is discarded. `coupled`: draw with the target's
+        random numbers (for token matching) instead of own ones."""
         raise AssertionError(f"{type(self).__name__} does not define open()")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from anyorder.core.method import Abilities, Context
+    from anyorder.core.sequence import Sequence
 
 _MOST_NODES = 256
 
@@ -80,7 +81,7 @@ class DraftModel(Drafter):
         each = context.pass_seconds(1, "draft")
         return limit * (each or 0.0)
 
-    def open(self, context: Context, *, coupled: bool) -> DraftSession:
+    def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
         return _Drafting(self, context, coupled)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from anyorder.core.method import Context
+    from anyorder.core.sequence import Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class PromptLookup(Drafter):
     longest: Annotated[int, Range(1, 16), "longest match looked for, in tokens"] = 5
     shortest: Annotated[int, Range(1, 16), "shortest match that is good enough"] = 1
 
-    def open(self, context: Context, *, coupled: bool) -> DraftSession:
+    def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
         return _Lookup(self, context.prompt)
 
 

@@ -74,7 +74,7 @@ class Speculative(Method):
         lengths = DraftLength(self.length) if adapts else None
         with (
             context.sequence() as sequence,
-            closing(self.drafter.open(context, coupled=coupled)) as session,
+            closing(self.drafter.open(context, sequence=sequence, coupled=coupled)) as session,
         ):
             first = dataclasses.replace(wants, token=True, logprob=True)
             result = yield from forward(sequence, text, 0, outputs=first)

@@ -231,8 +231,9 @@ class Outputs:
     given: tuple[int, ...] | None = None
     """Log-probabilities of these ids under the model's distribution, one id per row."""
     accepted: Check | None = None
-    """Check a draft. Rows are then the last token of text and all proposals; leave `token` and
-    `logprob` off unless every row's own draw is wanted too."""
+    """Check a draft. Rows are then the last token of text and all proposals. Of each row's own
+    answer nothing is reported but `token`, NO_TOKEN where it has none: what follows a wrong
+    proposal may have no answer. Leave `token` off unless that is wanted."""
     draws: int = 0
     """Further tokens drawn from the processed distribution, independently, with replacement."""
     distribution: bool = False
@@ -249,6 +250,8 @@ class Outputs:
     """The model's raw logits, [rows, vocabulary]; for research and tests only."""
 
 
+NO_TOKEN = -1
+"""Stands in `ForwardResult.tokens` for a row of a draft check that has no answer."""
 TOKEN = Outputs()
 NOTHING = Outputs(token=False, logprob=False)
 

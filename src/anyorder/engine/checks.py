@@ -69,8 +69,10 @@ class _Judge:
         self._job = job
         self._rows: dict[int, Row] = {}
         self._processed: dict[int, torch.Tensor | None] = {}
-        self._drawn: dict[int, RowResult] = {}
-        if any(logits_1V.device.type != "cpu" for logits_1V in job.held.values()):
+        self.drawn: dict[int, RowResult] = {}
+        """Draws of all rows, where the method wants them or that is faster."""
+        on_device = any(logits_1V.device.type != "cpu" for logits_1V in job.held.values())
+        if on_device or job.request.outputs.token:
             self._draw_all()
 
     def _draw_all(self) -> None:
@@ -84,12 +86,12 @@ class _Judge:
         if any(source is not None for source in sources):
             pairs = zip(sources, logits_RV, strict=True)
             processed = torch.cat([row[None] if s is None else s for s, row in pairs])
-        self._drawn = dict(zip(places, sample(logits_RV, rows, processed), strict=True))
+        self.drawn = dict(zip(places, sample(logits_RV, rows, processed), strict=True))
 
     def answer(self, place: int, outputs: Outputs, given: int | None = None) -> RowResult:
         """See Judge."""
-        if outputs.token and place in self._drawn:
-            return self._drawn[place]
+        if outputs.token and place in self.drawn:
+            return self.drawn[place]
         row = dataclasses.replace(self._row(place), outputs=outputs, given=given)
         (result,) = sample(self._job.held[place], [row], self._source(place))
         return result
@@ -129,12 +131,13 @@ def check_draft(job: Job) -> Verdict:
     check = request.outputs.accepted
     assert check is not None, "no draft to check"
     sampling = request.sampling or run.request
+    judge = _Judge(job)
     try:
         verdict = verify(
             check,
             request.tokens,
             job.parents,
-            _Judge(job),
+            judge,
             greedy=sampling.temperature == 0,
             top=request.outputs.top,
         )
@@ -148,6 +151,7 @@ def check_draft(job: Job) -> Verdict:
         kept = [*range(check.first + shift), *(offset + shift for offset in verdict.accepted)]
         twin.store.keep(twin, job.twin.request.start, kept)
     job.held.clear()
+    job.rows = judge.drawn
     run.handle.num_checks += 1
     run.handle.num_checked += len(verdict.tokens)
     return verdict

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from anyorder.core.errors import RequestFailed
-from anyorder.core.forward import Decoding, ForwardRequest, ForwardResult, Verdict
+from anyorder.core.forward import NO_TOKEN, Decoding, ForwardRequest, ForwardResult, Verdict
 from anyorder.core.method import Abilities, Method
 from anyorder.core.request import Completion, Event, Report, Request
 from anyorder.core.sequence import Sequence
@@ -184,14 +184,17 @@ class Job:
     def result(self) -> ForwardResult:
         """The answers in the order of the request's rows."""
         rows, wants = self.request.output_rows, self.request.outputs
-        if wants.accepted is not None and not (wants.token or wants.logprob):
+        checks = wants.accepted is not None
+        if checks and not wants.token:
             rows = ()
         answers = [self.rows[row] for row in rows]
         for answer in answers:
-            if answer.error is not None:
+            # What follows a wrong proposal may have no answer, and need none.
+            if answer.error is not None and not checks:
                 raise RequestFailed(answer.error)
+        tokens = [NO_TOKEN if a.token is None else a.token for a in answers]
         return ForwardResult(
-            tokens=[a.token for a in answers if a.token is not None],
+            tokens=tokens if wants.token else [],
             logprobs=[a.logprob for a in answers if a.logprob is not None],
             entropies=[a.entropy for a in answers if a.entropy is not None],
             margins=[a.margin for a in answers if a.margin is not None],

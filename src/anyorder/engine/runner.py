@@ -80,7 +80,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
             contrasted = job.twin is not None and row >= job.first_contrasted_row
             if contrasted or outputs.accepted is not None:
                 job.held[row] = logits_MV[index : index + 1]
-            if not contrasted and (outputs.accepted is None or outputs.token or outputs.logprob):
+            else:
                 now.append(index)
         if len(now) < len(part):
             logits_MV = logits_MV[now]

@@ -1,0 +1,65 @@
+"""Jacobi decoding: guess a block of tokens, let the model correct all of them at once, repeat.
+
+Greedy text is the solution of x_i = argmax p(. | x_<i), one equation a token; Jacobi's iteration
+solves a block of them in parallel (Santilli et al., 2023, arXiv:2305.10427; CLLM, Kou et al., 2024,
+arXiv:2403.00835). Every pass answers all guesses; those up to the first that differs from its
+answer are final, with that answer, and the answers after it are the next guesses. The block moves
+with the text, so it is always full. Draws are keyed by position, so a sampled text has equations
+too: at any temperature it is the one that `autoregressive` writes.
+
+A place that was never answered is guessed to repeat what stands `size` tokens before it, so the
+first block is the end of the prompt. Models gain from this little unless trained for it (CLLM),
+and repetitive text much. Not here: that training, and prompt log-probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyorder.core.forward import NO_TOKEN, Check, Decoding, Outputs, forward
+from anyorder.core.method import Context, Method
+from anyorder.core.options import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jacobi(Method):
+    """Correct a block of guesses until they agree with the model, in parallel."""
+
+    size: Annotated[int, Range(1, 256), "guesses in the block"] = 16
+
+    def decode(self, context: Context) -> Decoding:
+        text, cached, answers = list(context.prompt), 0, list[int]()
+        with context.sequence() as sequence:
+            while not context.finished:
+                # One token more than the guesses becomes final.
+                room = context.max_new_tokens - (len(text) - len(context.prompt)) - 1
+                guesses = self._guess(text, answers)[:room]
+                new = text[cached:]
+                result = yield from forward(
+                    sequence,
+                    [*new, *guesses],
+                    cached,
+                    outputs=Outputs(
+                        logprob=False, top=context.request.logprobs, accepted=Check(first=len(new))
+                    ),
+                )
+                verdict = result.verdict
+                assert verdict is not None, "checked guesses have a verdict"
+                context.emit(
+                    verdict.tokens,
+                    verdict.logprobs,
+                    alternatives=verdict.top,
+                    num_drafted=len(verdict.accepted),
+                )
+                text += verdict.tokens
+                cached = len(text) - 1
+                answers = result.tokens[len(verdict.tokens) :]
+
+    def _guess(self, text: list[int], answers: list[int]) -> list[int]:
+        """A full block: what was answered in the pass before, and a repetition after it."""
+        line = list(text)
+        for place in range(self.size):
+            answer = answers[place] if place < len(answers) else NO_TOKEN
+            line.append(line[-min(self.size, len(line))] if answer == NO_TOKEN else answer)
+        return line[len(text) :]

@@ -11,7 +11,7 @@ from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
 from anyorder.cache.prefix import page_keys
 from anyorder.cache.store import PagedStore
-from anyorder.core.forward import BIDIRECTIONAL, CAUSAL
+from anyorder.core.forward import BIDIRECTIONAL, CAUSAL, Tree
 from anyorder.core.sequence import Sequence
 
 PAGE = 4
@@ -190,6 +190,19 @@ def test_drop_and_replay_keep_the_tokens() -> None:
     run(store, sequence, list(sequence.spans[0].tokens), BIDIRECTIONAL)
     assert sequence.num_resident == 5 and len(sequence.spans) == 1
     assert_consistent(store, [sequence])
+
+
+def test_what_ran_causally_in_a_tree_is_no_span_once_the_rest_is_gone() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2])
+    run(store, sequence, [3, 4, 5, 6], Tree(parents=(-1, 0, 0, 1)))
+    store.discard(sequence, 6)
+    assert len(sequence.spans) == 1, "nothing was cut off"
+    store.discard(sequence, 5)
+    assert len(sequence.spans) == 1, "siblings are left"
+    store.discard(sequence, 4)
+    assert not sequence.spans and sequence.tokens == [1, 2, 3, 4]
 
 
 def test_what_an_earlier_owner_left_is_never_read() -> None:

@@ -118,6 +118,25 @@ def test_where_a_chunk_may_be_split(attention: Attention) -> None:
             assert not unseen
 
 
+SHARED_START = Explicit(mask=((True, False, False), (True, True, False), (True, True, True)))
+
+
+@pytest.mark.parametrize("attention", [*KINDS, Tree(parents=(-1, 0, 1, 1, 2, 4))], ids=str)
+def test_what_ran_as_if_causally(attention: Attention) -> None:
+    """The first tokens saw those before them and nothing else, at positions that simply go on."""
+    visible, depths = attention.visible(6), list(attention.depths(6))
+    found = []
+    for offset in range(7):
+        causal = torch.ones(offset, 6, dtype=torch.bool).tril()
+        alike = torch.equal(visible[:offset], causal) and depths[:offset] == list(range(offset))
+        found.append(attention.is_causal_before(offset))
+        if not isinstance(attention, Blocks | Groups):  # those do not look so closely
+            assert found[-1] == alike
+        assert not found[-1] or alike
+    assert found[0]
+    assert all(SHARED_START.is_causal_before(offset) for offset in range(4))
+
+
 @pytest.mark.parametrize(
     ("attention", "num_tokens", "message"),
     [

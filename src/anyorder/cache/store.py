@@ -84,6 +84,11 @@ class PagedStore:
         del sequence.page_keys[start // self.page_size :]
         while sequence.spans and sequence.spans[-1].start >= start:
             sequence.spans.pop()
+        if sequence.spans:
+            span = sequence.spans[-1]
+            kept = start - span.start
+            if kept < len(span.tokens) and span.attention.is_causal_before(kept):
+                sequence.spans.pop()
         while sequence.conditions and sequence.conditions[-1][0] >= start:
             sequence.conditions.pop()
         if sequence.conditions:

@@ -46,6 +46,10 @@ class Attention:
         """May the first `offset` tokens run in an earlier pass with the same result?"""
         return False
 
+    def is_causal_before(self, offset: int) -> bool:
+        """Did the first `offset` tokens run as if causally and alone?"""
+        return offset == 0
+
     def check(self, num_tokens: int) -> None:
         """Assert that the description fits `num_tokens` tokens."""
 
@@ -63,6 +67,9 @@ class Causal(Attention):
         return range(-1, num_tokens - 1)
 
     def can_split_at(self, offset: int) -> bool:
+        return True
+
+    def is_causal_before(self, offset: int) -> bool:
         return True
 
 
@@ -135,6 +142,9 @@ class Tree(Attention):
     def parents_of(self, num_tokens: int) -> Seq[int]:
         return self.parents
 
+    def is_causal_before(self, offset: int) -> bool:
+        return self.parents[:offset] == tuple(range(-1, offset - 1))
+
     def check(self, num_tokens: int) -> None:
         assert len(self.parents) == num_tokens, f"{len(self.parents)} parents, {num_tokens} tokens"
         assert all(-1 <= parent < child for child, parent in enumerate(self.parents)), (
@@ -152,6 +162,13 @@ class Explicit(Attention):
         import torch
 
         return torch.tensor(self.mask, dtype=torch.bool)
+
+    def is_causal_before(self, offset: int) -> bool:
+        return all(
+            sees == (column <= row)
+            for row, line in enumerate(self.mask[:offset])
+            for column, sees in enumerate(line)
+        )
 
     def check(self, num_tokens: int) -> None:
         assert len(self.mask) == num_tokens and all(len(row) == num_tokens for row in self.mask), (
@@ -278,7 +295,8 @@ class ForwardRequest:
     """Run only so many of the lower layers and read them out by the final norm and head (early
     exit). What is cached this way must be discarded before the sequence is run in full."""
     conditioning: torch.Tensor | None = None
-    """[tokens, any width] what the network reads beside the tokens; for networks that do."""
+    """[rows, any width] what the network reads beside the tokens, a row for each of them or for
+    the first ones; for networks that do."""
 
     @property
     def role(self) -> str:

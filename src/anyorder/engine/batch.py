@@ -64,9 +64,11 @@ def _conditioning(ordered: Seq[Piece]) -> Iterator[tuple[int, torch.Tensor]]:
     first_row = 0
     for piece in ordered:
         start, end = piece.start, piece.start + len(piece.tokens)
-        for position, tensor in piece.job.sequence.conditions:
+        for position, tensor in reversed(piece.job.sequence.conditions):
             begin = max(start, position)
             stop = min(end, position + len(tensor))
+            if stop <= start:
+                break  # they rise, and new tokens are at the end
             if begin < stop:
                 yield first_row + begin - start, tensor[begin - position : stop - position]
         first_row += len(piece.tokens)

@@ -387,7 +387,7 @@ class Run:
         else:
             assert sequence.shallow_from is None, "discard what ran through some layers only"
         if request.conditioning is not None:
-            assert len(request.conditioning) == len(request.tokens), "a row per token"
+            assert 0 < len(request.conditioning) <= len(request.tokens), "a row per token"
             sequence.conditions.append((request.start, request.conditioning))
 
     def _add_twin(self, job: Job) -> None:

@@ -3,8 +3,8 @@
 Queries, keys and values come from one fused projection: on a CPU, and for one token, the number of
 calls weighs as much as the arithmetic.
 
-Shape suffixes: N packed tokens, W width of the residual stream, H query heads, G key/value heads,
-T = H + 2G all heads, D head width.
+Shape suffixes: N packed tokens, W width of what comes in and of the residual stream (which differ
+in some drafters), H query heads, G key/value heads, T = H + 2G all heads, D head width.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Attention(nn.Module):
         )
         query_width = config.num_heads * config.head_width
         key_width = config.num_kv_heads * config.head_width
-        self.qkv = nn.Linear(config.width, query_width + 2 * key_width, bias=config.qkv_bias)
+        input_width = config.attention_width or config.width
+        self.qkv = nn.Linear(input_width, query_width + 2 * key_width, bias=config.qkv_bias)
         self.out = nn.Linear(query_width, config.width, bias=config.output_bias)
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"
@@ -61,7 +62,27 @@ class Attention(nn.Module):
         batch: PackedBatch,
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
-        """Same shape as `x_NW`; new keys and values are in the pool when it returns."""
+        """What the branch adds to the residual stream; new keys and values are in the pool when it
+        returns."""
+        queries_NHD, keys_NGD, values_NGD = self.project(x_NW, rotation, batch, pool)
+        if len(batch.groups) == 1:
+            mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], pool)
+        else:
+            parts = []
+            for group in batch.groups:
+                new = queries_NHD[group.rows], keys_NGD[group.rows], values_NGD[group.rows]
+                parts.append(self._attend(*new, group, pool))
+            mixed = torch.cat(parts)
+        return self.out(mixed)  # type: ignore[no-any-return]
+
+    def project(
+        self,
+        x_NW: torch.Tensor,
+        rotation: Rotation | None,
+        batch: PackedBatch,
+        pool: KeyValuePool | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values; the new keys and values are in the pool when it returns."""
         heads_NTD = self.qkv(x_NW)
         heads_NTD = heads_NTD.view(len(x_NW), -1, self.head_width)
         num_queries = self.num_heads
@@ -78,15 +99,7 @@ class Attention(nn.Module):
         if batch.slots_N is not None:
             assert pool is not None, "a batch with slots needs a pool to write to"
             pool.write(self.layer, batch.slots_N, keys_NGD, values_NGD)
-        if len(batch.groups) == 1:
-            mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], pool)
-        else:
-            parts = []
-            for group in batch.groups:
-                new = queries_NHD[group.rows], keys_NGD[group.rows], values_NGD[group.rows]
-                parts.append(self._attend(*new, group, pool))
-            mixed = torch.cat(parts)
-        return self.out(mixed)  # type: ignore[no-any-return]
+        return queries_NHD, keys_NGD, values_NGD
 
     def _attend(
         self,

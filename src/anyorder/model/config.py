@@ -146,6 +146,8 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_width: int
+    attention_width: int | None = None
+    """Of what queries, keys and values are projected from; None: `width`."""
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"

@@ -41,8 +41,45 @@ def load_network(
     with torch.device("meta"):
         network = Transformer(config)
     names, prefix = name_map(config, source)
+    ignored = architecture(config.architecture).ignored
+    if config.tied_embeddings:
+        head = names["head"]
+        ignored += (f"{head.name if isinstance(head, Stored) else head}.weight",)
+    fill(
+        network,
+        config,
+        source,
+        names,
+        prefix=prefix,
+        owner=config.architecture,
+        ignored=ignored,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    return network.eval()
+
+
+def fill(
+    network: torch.nn.Module,
+    config: ModelConfig,
+    source: TensorSource,
+    names: NameMap,
+    *,
+    prefix: str = "",
+    owner: str,
+    ignored: tuple[str, ...] = (),
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> None:
+    """Give every parameter of an empty network (on the meta device) its values.
+
+    `names` says where they lie. The source must hold nothing else but tensors whose names end with
+    one of `ignored`; `owner` is what messages call the network's kind.
+    """
     parameters = dict(network.named_parameters())
-    _check(parameters, config, source, names, prefix)
+    _check(parameters, config, source, names, prefix, owner, ignored)
     for count, (name, empty) in enumerate(parameters.items(), start=1):
         filled = torch.empty(empty.shape, dtype=dtype, device=device)
         for part in _parts(name, filled, config, names, prefix):
@@ -54,7 +91,6 @@ def load_network(
         setattr(network.get_submodule(module_name), attribute, parameter)
         if progress is not None:
             progress(count, len(parameters))
-    return network.eval()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +150,8 @@ def _check(
     source: TensorSource,
     names: NameMap,
     prefix: str,
+    owner: str,
+    ignored: tuple[str, ...],
 ) -> None:
     """Compare all names and shapes with what the configuration calls for."""
     unused = set(source.names())
@@ -131,14 +169,10 @@ def _check(
                     f"tensor {part.tensor!r} has shape {list(shape)}, but the configuration calls "
                     f"for {list(part.stored_shape)}."
                 )
-    ignored = (*_NOT_WEIGHTS, *architecture(config.architecture).ignored)
-    if config.tied_embeddings:
-        head = names["head"]
-        ignored += (f"{head.name if isinstance(head, Stored) else head}.weight",)
-    left = sorted(name for name in unused if not name.endswith(ignored))
+    left = sorted(name for name in unused if not name.endswith((*_NOT_WEIGHTS, *ignored)))
     if left:
         raise CheckpointError(
-            f"the checkpoint holds {len(left)} tensors that {config.architecture} does not have, "
+            f"the checkpoint holds {len(left)} tensors that {owner} does not have, "
             f"the first is {left[0]!r}; it may be of another kind than its configuration says."
         )
 

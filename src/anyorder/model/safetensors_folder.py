@@ -71,6 +71,16 @@ class SafetensorsFolder:
         tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
         return tensor
 
+    def integers(self, name: str) -> torch.Tensor:
+        """A tensor of whole numbers, int64."""
+        tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise CheckpointError(
+                f"tensor {name!r} in {self._file_of[name]} must hold whole numbers, but it is of "
+                f"type {str(tensor.dtype).removeprefix('torch.')}."
+            )
+        return tensor.long()
+
     def _slice(self, name: str) -> Any:
         path = self._file_of[name]
         try:

@@ -51,8 +51,12 @@ class Layer(nn.Module):
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
         """Same shape as `x_NW`."""
+        inputs_NW = _apply(self.attention_norm, x_NW)
+        return self.merge(x_NW, self.attention(inputs_NW, rotation, batch, pool))
+
+    def merge(self, x_NW: torch.Tensor, branch_NW: torch.Tensor) -> torch.Tensor:
+        """The residual stream after what attention adds to it and after the MLP."""
         # A branch's output is fresh, so the residual stream is added to it in place.
-        branch_NW = self.attention(_apply(self.attention_norm, x_NW), rotation, batch, pool)
         sum_NW = _apply(self.attention_out_norm, branch_NW).add_(x_NW)
         sum_NW = _apply(self.attention_residual_norm, sum_NW)
         branch_NW = self.mlp(_apply(self.mlp_norm, x_NW if self.parallel else sum_NW))
@@ -157,12 +161,17 @@ class Transformer(nn.Module):
         """See Network: a plain decoder has no further heads."""
         raise AssertionError("this network has one prediction head")
 
-    def _embed(self, batch: PackedBatch) -> torch.Tensor:
-        x_NW: torch.Tensor = self.embedding(batch.tokens_N)
-        config = self.config
-        if config.embedding_scale != 1.0:
+    def embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
+        """The tokens' embeddings, scaled where the family scales them."""
+        x_NW: torch.Tensor = self.embedding(tokens_N)
+        if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type first, as the models were trained.
-            x_NW = x_NW * torch.tensor(config.embedding_scale, dtype=x_NW.dtype).item()
+            x_NW = x_NW * torch.tensor(self.config.embedding_scale, dtype=x_NW.dtype).item()
+        return x_NW
+
+    def _embed(self, batch: PackedBatch) -> torch.Tensor:
+        x_NW = self.embed(batch.tokens_N)
+        config = self.config
         if config.embedding_width is not None:
             x_NW = self.project_in(x_NW)
         if config.learned_positions:

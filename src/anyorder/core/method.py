@@ -10,7 +10,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from anyorder.core.errors import UnsupportedMethod
+from anyorder.core import lookup
+from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.options import validate
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from anyorder.core.request import Request
     from anyorder.core.sequence import Sequence
 
+_DRAWS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+"""Controls of draws, and what switches them off."""
 AttentionKind = Literal["causal", "bidirectional"]
 
 
@@ -148,6 +151,15 @@ class Method:
 
     def __post_init__(self) -> None:
         validate(self)
+
+    def refuse_draws(self, request: Request) -> None:
+        """For searches: raise InvalidRequest for controls that apply to draws only."""
+        for name, neutral in _DRAWS.items():
+            if getattr(request, name) != neutral:
+                raise InvalidRequest(
+                    f"{lookup.name_of(self)} takes the best scores and draws nothing: leave {name} "
+                    f"at {neutral:g}."
+                )
 
     def decode(self, context: Context) -> Decoding:
         """The loop: yield forward requests, receive results, emit tokens."""

@@ -21,8 +21,6 @@ from anyorder.core.options import Range
 from anyorder.core.request import Request
 from anyorder.core.sequence import Sequence
 
-_NOT_SAMPLED = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch(Method):
@@ -55,12 +53,7 @@ class BeamSearch(Method):
             )
         if request.n > self.width:
             raise InvalidRequest(f"n is {request.n}, but width {self.width} finds no more texts.")
-        for name, neutral in _NOT_SAMPLED.items():
-            if getattr(request, name) != neutral:
-                raise InvalidRequest(
-                    f"beam_search takes the best scores and draws nothing: leave {name} at "
-                    f"{neutral:g}."
-                )
+        self.refuse_draws(request)
 
     def decode(self, context: Context) -> Decoding:
         size = self.width // self.groups

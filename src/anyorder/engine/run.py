@@ -344,9 +344,14 @@ class Run:
         assert self.generator is not None
         if self.handle.answered_at is None:
             self.handle.answered_at = time.perf_counter()
-        results = [job.result() for job in self.jobs if not job.is_twin]
+        requests: list[ForwardRequest] | None
         try:
-            requests: list[ForwardRequest] | None = self.generator.send(results)
+            try:
+                results = [job.result() for job in self.jobs if not job.is_twin]
+            except RequestFailed as error:  # a draft may do without an answer, text may not
+                requests = self.generator.throw(error)
+            else:
+                requests = self.generator.send(results)
         except StopIteration:
             requests = None
         self._gather(requests)

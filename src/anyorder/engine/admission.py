@@ -48,6 +48,12 @@ class Admission:
                 negative = self.encode(request.negative_prompt, "negative_prompt")
             if request.contrast_role not in (None, *self._roles):
                 raise UnknownName("role", str(request.contrast_role), self._roles)
+            other = self._roles[request.contrast_role or "target"].abilities
+            if other.kind != "decoder":
+                raise InvalidRequest(
+                    f"contrast_role {request.contrast_role!r} is the {other.kind} drafter "
+                    f"{other.name}, which cannot run by itself; name a role with a whole model."
+                )
         self._check_ids("stop_tokens", request.stop_tokens)
         self._check_ids("logit_bias", list(request.logit_bias))
         if request.stop:

@@ -55,18 +55,20 @@ class Engine:
 
         `model` is a catalog name, a folder of safetensors, a .gguf file, a hub id, or a model that
         is loaded already; `draft` is a second one with the same vocabulary, for methods that need
-        it. `dtype` is float32 on a CPU unless told; `cache_tokens` the capacity of the KV pool in
+        it, or a folder of Medusa heads, of an EAGLE-3 or of a DFlash drafter for this model.
+        `dtype` is float32 on a CPU unless told; `cache_tokens` the capacity of the KV pool in
         tokens; `max_batch_tokens` the most tokens of one pass; `max_running` the most concurrent
         runs. `progress` is told of downloads and loading.
         """
-        from anyorder.model.loaded import LoadedModel, load
+        from anyorder.model.loaded import LoadedModel, load, load_draft
 
-        loaded: dict[str, LoadedModel] = {}
-        for role, source in (("target", model), ("draft", draft)):
-            if isinstance(source, LoadedModel):
-                loaded[role] = source
-            elif source is not None:
-                loaded[role] = load(source, dtype=dtype, device=device, progress=progress)
+        if not isinstance(model, LoadedModel):
+            model = load(model, dtype=dtype, device=device, progress=progress)
+        loaded = {"target": model}
+        if isinstance(draft, LoadedModel):
+            loaded["draft"] = draft
+        elif draft is not None:
+            loaded |= load_draft(draft, model, dtype=dtype, device=device, progress=progress)
         for role, item in loaded.items():
             if item.abilities.vocabulary_size != loaded["target"].abilities.vocabulary_size:
                 raise UserError(

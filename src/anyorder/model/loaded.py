@@ -15,10 +15,13 @@ from anyorder.core.method import Abilities
 from anyorder.model import catalog
 from anyorder.model.checkpoint import open_folder, open_gguf
 from anyorder.model.config import ModelConfig
+from anyorder.model.drafters.loading import drafter_loader
+from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
 from anyorder.model.settings import settings
 from anyorder.model.tokenizer import Tokenizer
+from anyorder.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from anyorder.model.naming import TensorSource
@@ -83,6 +86,39 @@ def load(
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
     )
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def load_draft(
+    source: str | Path,
+    target: LoadedModel,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, LoadedModel]:
+    """What drafts for `target`, by role: a "draft" model, or a new "target" with more heads.
+
+    `source` is as for `load`. A folder may hold a decoder, or a drafter's checkpoint as its authors
+    publish it: Medusa heads, an EAGLE-3 or a DFlash drafter. Those take the target's type and
+    place and share its embedding.
+    """
+    found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
+    loader = drafter_loader(found.path) if found.kind == "folder" else None
+    if loader is None:
+        loaded = load(source, dtype=dtype, device=device, progress=progress)
+        return {"draft": loaded}
+    network, host = target.network, target.abilities
+    if isinstance(network, NetworkWithHeads):
+        network = network.base
+    if not isinstance(network, Transformer):
+        raise UserError(
+            f"the drafter {found.name} needs a target loaded from a checkpoint, and {host.name} "
+            f"is a {type(network).__name__}."
+        )
+    drafter, abilities = loader(found.path, found.name, network, host)
+    role = "draft" if abilities.kind != "decoder" else "target"
+    tokenizer = target.tokenizer if role == "target" else None
+    return {role: LoadedModel(network=drafter, abilities=abilities, tokenizer=tokenizer)}
 
 
 def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

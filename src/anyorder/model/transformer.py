@@ -51,8 +51,11 @@ class Layer(nn.Module):
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
         """Same shape as `x_NW`."""
-        inputs_NW = _apply(self.attention_norm, x_NW)
-        return self.merge(x_NW, self.attention(inputs_NW, rotation, batch, pool))
+        return self.merge(x_NW, self.attention(self.normalize(x_NW), rotation, batch, pool))
+
+    def normalize(self, x_NW: torch.Tensor) -> torch.Tensor:
+        """What attention reads of the residual stream."""
+        return _apply(self.attention_norm, x_NW)
 
     def merge(self, x_NW: torch.Tensor, branch_NW: torch.Tensor) -> torch.Tensor:
         """The residual stream after what attention adds to it and after the MLP."""
@@ -75,9 +78,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         embedding_width = config.embedding_width or config.width
-        self.embedding = _embedding(config.vocabulary_size, embedding_width)
+        self.embedding = make_embedding(config.vocabulary_size, embedding_width)
         if config.learned_positions:
-            self.positions = _embedding(config.learned_positions, config.width)
+            self.positions = make_embedding(config.learned_positions, config.width)
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, config.width)
         if config.embedding_width is not None:
@@ -205,7 +208,7 @@ def dense_batch(tokens_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None
     )
 
 
-def _embedding(num_rows: int, width: int) -> nn.Embedding:
+def make_embedding(num_rows: int, width: int) -> nn.Embedding:
     """A table without values. nn.Embedding(num_rows, width) would draw some, for which torch, on
     the meta device, imports its compiler: a second or more of every cold start."""
     empty = torch.empty(num_rows, width)

@@ -1,0 +1,208 @@
+"""EAGLE-3 (arXiv 2503.01840): one decoder layer that continues a target's hidden states.
+
+A row reads a token's embedding and what is known of the token before it: the target's hidden states
+after three of its layers, side by side and fused by one linear layer, or, where the target has not
+been yet, this network's own output for that token. Queries, keys and values come from both, each
+normalised, one behind the other; the residual stream is the second alone. It scores a part of the
+vocabulary, the tokens most frequent in training.
+
+Published checkpoints have one layer `midlayer`, `fc`, `norm` and `lm_head`, and `d2t`: what to add
+to a row of `lm_head` to get its token. The embedding is the target's unless they hold their own.
+The layers that are read are those at depths 2, n / 2 and n - 3 of n, as in the authors' code, or
+those whose outputs `eagle_config.eagle_aux_hidden_state_layer_ids` lists.
+
+Not here: EAGLE 1 and 2, whose network differs. Growing the tree is `drafters/eagle.py`'s.
+
+Shape suffixes: N packed tokens, M some of their rows, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from anyorder.core.batch import KeyValuePool, PackedBatch
+from anyorder.core.errors import CheckpointError
+from anyorder.core.method import Abilities
+from anyorder.model.architectures.llama import Llama
+from anyorder.model.config import ModelConfig
+from anyorder.model.drafters.fit import check_fit
+from anyorder.model.fields import Fields
+from anyorder.model.layers import RmsNorm
+from anyorder.model.loading import fill
+from anyorder.model.naming import NameMap
+from anyorder.model.rotary import rotation
+from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
+from anyorder.model.transformer import Layer, Transformer, make_embedding
+
+_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_NAMES: NameMap = {
+    "embedding": "embed_tokens",
+    "fusion": "fc",
+    "hidden_norm": "midlayer.hidden_norm",
+    "final_norm": "norm",
+    "head": "lm_head",
+    **{f"layers.{{layer}}.{part}": f"midlayer.{name}" for part, name in _LAYER.items()},
+}
+
+
+class Eagle(nn.Module):
+    """The drafter's network; implements `core.batch.Network`."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_features: int, num_scored: int, own_embedding: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.fusion = nn.Linear(num_features * config.width, config.width, bias=False)
+        self.hidden_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.layers = nn.ModuleList([Layer(config, 0)])
+        self.final_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.head = nn.Linear(config.width, num_scored, bias=False)
+        if own_embedding:
+            self.embedding = make_embedding(config.vocabulary_size, config.width)
+        self.register_buffer("scored", None)
+        self.scored: torch.Tensor | None
+        """The token that each row of the head scores; None: all, in order."""
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, head width) of its one layer."""
+        return [(self.config.num_kv_heads, self.config.head_width)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+        return self.fusion.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, activations and cache live."""
+        return self.fusion.weight.device
+
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
+        """Final hidden states [N, W]; the tap after 1 layer is what to condition the next on."""
+        embedded_NW = self.embedding(batch.tokens_N)
+        x_NW = torch.zeros_like(embedded_NW)
+        for first, rows in batch.conditioning:
+            known = rows if rows.shape[-1] == self.config.width else self.fusion(rows)
+            x_NW[first : first + len(rows)] = known
+        layer, rope = cast(Layer, self.layers[0]), self.config.layers[0].rope
+        turn = None if rope is None else rotation(rope, batch.positions_N, x_NW.dtype)
+        inputs = torch.cat((layer.normalize(embedded_NW), self.hidden_norm(x_NW)), dim=-1)
+        x_NW = layer.merge(x_NW, layer.attention(inputs, turn, batch, pool))
+        if 1 in batch.taps:
+            batch.taps[1] = x_NW
+        return self.final_norm(x_NW)  # type: ignore[no-any-return]
+
+    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, V]; minus infinity for what it does not score."""
+        scores: torch.Tensor = self.head(hidden_MW).float()
+        if self.scored is None:
+            return scores
+        logits_MV = scores.new_full((len(scores), self.config.vocabulary_size), -torch.inf)
+        logits_MV[:, self.scored] = scores
+        return logits_MV
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """See Network: it has one head."""
+        raise AssertionError("this network has one prediction head")
+
+
+def load_eagle(
+    folder: Path, name: str, target: Transformer, host: Abilities
+) -> tuple[Eagle, Abilities]:
+    """The drafter in a folder, for this target; CheckpointError if they do not fit."""
+    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = Llama.config(fields)
+    if len(config.layers) != 1:
+        raise CheckpointError(
+            f"{fields.origin} describes an EAGLE drafter of {len(config.layers)} layers; EAGLE-3 "
+            "has 1."
+        )
+    check_fit(config, target, kind="EAGLE-3 drafter", name=name, target_name=host.name)
+    config = replace(config, attention_width=2 * config.width, tied_embeddings=False)
+    features = _features(fields, len(target.config.layers), host.name)
+    source = SafetensorsFolder(folder)
+    own_embedding = f"{_NAMES['embedding']}.weight" in set(source.names())
+    num_scored = fields.size("draft_vocab_size")
+    with torch.device("meta"):
+        network = Eagle(
+            config,
+            num_features=len(features),
+            num_scored=num_scored,
+            own_embedding=own_embedding,
+        )
+    fill(
+        network,
+        config,
+        source,
+        _NAMES,
+        owner="an EAGLE-3 drafter",
+        ignored=("d2t", "t2d"),
+        dtype=target.dtype,
+        device=target.device,
+    )
+    if not own_embedding:
+        network.embedding = target.embedding
+    scored = _scored(source, num_scored, config.vocabulary_size)
+    network.scored = None if scored is None else scored.to(target.device)
+    abilities = Abilities(
+        name=name,
+        vocabulary_size=config.vocabulary_size,
+        context_length=config.context_length,
+        kind="eagle",
+        features=features,
+    )
+    return network.eval(), abilities
+
+
+def _features(fields: Fields, num_layers: int, target_name: str) -> tuple[int, ...]:
+    """How many of the target's layers run before each of the hidden states that are read."""
+    nested = fields.inside("eagle_config")
+    if nested.has("eagle_aux_hidden_state_layer_ids"):
+        layers = nested.numbers("eagle_aux_hidden_state_layer_ids")
+        features = tuple(int(layer) + 1 for layer in layers)
+    else:
+        features = (2, num_layers // 2, num_layers - 3)
+    if not all(0 <= feature <= num_layers for feature in features):
+        raise CheckpointError(
+            f"the EAGLE-3 drafter of {fields.origin} reads hidden states after layers "
+            f"{', '.join(map(str, features))}, but {target_name} has {num_layers} layers."
+        )
+    return features
+
+
+def _scored(source: SafetensorsFolder, num_scored: int, vocabulary: int) -> torch.Tensor | None:
+    """The tokens that the rows of the head stand for."""
+    if "d2t" not in set(source.names()):
+        if num_scored == vocabulary:
+            return None
+        raise CheckpointError(
+            f"the checkpoint lacks tensor 'd2t', which tells the tokens of the {num_scored} rows "
+            "of 'lm_head'; fetch it again."
+        )
+    offsets = source.integers("d2t")
+    rows = torch.arange(num_scored)
+    if (
+        offsets.shape != rows.shape
+        or not 0 <= int((rows + offsets).min()) <= int((rows + offsets).max()) < vocabulary
+    ):
+        raise CheckpointError(
+            f"tensor 'd2t' must lead each of {num_scored} rows to a token below {vocabulary}."
+        )
+    return rows + offsets

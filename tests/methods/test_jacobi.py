@@ -1,0 +1,74 @@
+"""Jacobi decoding writes the plain text, with the passes that its definition takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.methods.same_text import (
+    SITUATIONS,
+    assert_same_guided_text,
+    assert_same_text,
+    greedy,
+    ids,
+    next_tokens,
+)
+from tests.tiny import tiny_engine, tiny_model
+
+from anyorder.core.request import Request
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("size", [1, 6])
+def test_writes_the_plain_text(size: int, situation: str) -> None:
+    for completion in assert_same_text("jacobi", {"size": size}, situation):
+        assert completion.report.exact
+        if situation == "together" and len(completion.choices) == 1:
+            assert completion.report.num_forward_passes <= len(completion.tokens)
+
+
+def test_writes_the_plain_text_under_guides(tmp_path: Path) -> None:
+    assert_same_guided_text("jacobi", {"size": 8}, tmp_path)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("length", [1, 30])
+def test_takes_the_passes_of_its_definition(size: int, length: int) -> None:
+    """A naive twin iterates on the whole text, with a dense pass each time."""
+    prompt, num_new = ids(3, length), 40
+    text = greedy(prompt, num_new)
+    num_final, num_passes, guesses = len(prompt), 0, list[int]()
+    while num_final < len(text):
+        line = text[:num_final] + guesses
+        while len(line) < num_final + size:
+            line.append(line[len(line) - min(size, len(line))])
+        answers = next_tokens(line)[num_final - 1 :]
+        num_passes += 1
+        num_right = 0
+        while num_right < size and line[num_final + num_right] == answers[num_right]:
+            num_right += 1
+        num_final += num_right + 1
+        guesses = answers[num_right + 1 :]
+    request = Request(prompt=prompt, method="jacobi", options={"size": size}, max_new_tokens=40)
+    completion = tiny_engine(model=tiny_model(ends=False)).generate(request)
+    assert completion.tokens == text[len(prompt) :]
+    assert completion.report.num_forward_passes == num_passes <= num_new
+
+
+def test_repetition_is_guessed_at_once() -> None:
+    request = Request(
+        prompt=[1, 2, 3],
+        method="jacobi",
+        options={"size": 8},
+        max_new_tokens=24,
+        logit_bias={5: 100.0},
+    )
+    completion = tiny_engine().generate(request)
+    assert completion.tokens == [5] * 24
+    # One token, then 8 guesses and one more at a time: 1 + 9 + 9 + 5.
+    assert completion.report.num_forward_passes == 4
+    assert [entry.drafted for entry in completion.trace] == [
+        *[False],
+        *[*[True] * 8, False] * 2,
+        *[*[True] * 4, False],
+    ]

@@ -223,15 +223,15 @@ def open_sides(
 
     import anyorder
     from anyorder.model.loaded import load
+    from benchmarks.truncated import lower_layers
 
     logging.set_verbosity_error()
     reference: Any = AutoModelForCausalLM.from_pretrained(folder / dtype, dtype=dtype).eval()
     small: Any = copy.deepcopy(reference)
     small.model.layers = small.model.layers[:draft_layers]
     small.config.num_hidden_layers = draft_layers
-    short = folder / f"{dtype}-{draft_layers}"
-    small.save_pretrained(short)
-    engine = anyorder.Engine(MODEL, draft=load(short, dtype=dtype), dtype=dtype)
+    target = load(MODEL, dtype=dtype)
+    engine = anyorder.Engine(target, draft=lower_layers(target, draft_layers))
     ends = sorted(engine.abilities.end_tokens)
     for model in (reference, small):
         model.generation_config.eos_token_id = ends

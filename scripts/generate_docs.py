@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import anyorder.methods
-from anyorder.core.method import Needs
+from anyorder.core import lookup
 from anyorder.core.options import Option, describe
 from anyorder.core.request import Request
 from anyorder.methods import MethodInfo
@@ -39,14 +39,6 @@ objects are described in `core/request.py`: {others}.
 """
 
 
-def needs(needed: Needs) -> str:
-    """What a method asks of the models, in words."""
-    parts = [f"{needed.attention} attention"]
-    parts += ["a mask token"] if needed.mask_token else []
-    parts += [f"a {role} model" for role in needed.roles if role != "target"]
-    return ", ".join(parts)
-
-
 def spelled(default: object) -> str:
     """A default as it is written on the command line."""
     if default is dataclasses.MISSING:
@@ -62,7 +54,8 @@ def option_table(options: tuple[Option, ...]) -> str:
     """One row per option."""
     rows = ["| option | allowed | default | |", "|---|---|---|---|"]
     for option in options:
-        cells = [f"`{option.name}`", option.allowed, spelled(option.default), option.description]
+        default = option.default if option.folder is None else lookup.name_of(option.default)
+        cells = [f"`{option.name}`", option.allowed, spelled(default), option.description]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -73,6 +66,22 @@ def section(method: MethodInfo) -> str:
     parts = [f"## {method.name}\n", f"{inspect.getdoc(module)}\n"]
     if method.options:
         parts.append(option_table(method.options))
+    for option in method.options:
+        for name in lookup.names(option.folder) if option.folder is not None else ():
+            parts.append(part_section(option, name))
+    return "\n".join(parts)
+
+
+def part_section(option: Option, name: str) -> str:
+    """One of the values of an option that is itself an object."""
+    assert option.folder is not None
+    cls = lookup.find(option.folder, name, kind=option.name)
+    module = inspect.getdoc(importlib.import_module(cls.__module__))
+    parts = [f"### {option.name}={name}\n", f"{module}\n"]
+    options = describe(cls)
+    if options:
+        table = option_table(options).replace("| `", f"| `{option.name}.")
+        parts.append(table)
     return "\n".join(parts)
 
 
@@ -83,7 +92,7 @@ def page() -> str:
     for method in found:
         link = f"[{method.name}](../src/anyorder/methods/{method.name}.py)"
         exact = "yes" if method.exact else "no"
-        rows.append(f"| {link} | {method.summary} | {needs(method.needs)} | {exact} |")
+        rows.append(f"| {link} | {method.summary} | {method.needs.text} | {exact} |")
     options = describe(Request)
     described = {option.name for option in options} | {"prompt"}
     others = [f"`{f.name}`" for f in dataclasses.fields(Request) if f.name not in described]

@@ -9,8 +9,7 @@ from typing import Any
 
 from anyorder.core import lookup
 from anyorder.core.errors import UnknownName
-from anyorder.core.method import Needs
-from anyorder.core.options import json_schema
+from anyorder.core.options import Option, describe, json_schema
 from anyorder.methods import MethodInfo, methods
 
 
@@ -33,19 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [("method", "exact", "needs", "what it does")]
         for info in chosen:
             exact = "yes" if info.exact else "no"
-            rows.append((info.name, exact, needs_text(info.needs), info.summary))
+            rows.append((info.name, exact, info.needs.text, info.summary))
         print_table(rows)
     else:
         _print_method(chosen[0])
     return 0
-
-
-def needs_text(needs: Needs) -> str:
-    """What a method needs of its models, in words."""
-    words = [f"{needs.attention} attention"]
-    words += ["a mask token"] * needs.mask_token
-    words += [f"a {role} model" for role in needs.roles if role != "target"]
-    return ", ".join(words)
 
 
 def print_table(rows: Seq[tuple[str, ...]]) -> None:
@@ -58,17 +49,28 @@ def print_table(rows: Seq[tuple[str, ...]]) -> None:
 
 def _print_method(info: MethodInfo) -> None:
     print(f"{info.name}: {info.summary}")
-    print(f"exact: {'yes' if info.exact else 'no'}; needs {needs_text(info.needs)}.")
+    print(f"exact: {'yes' if info.exact else 'no'}; needs {info.needs.text}.")
     if not info.options:
         print("It has no options.")
         return
     print("\noptions (-o NAME=VALUE):")
-    print_table(
-        [
-            (f"  {option.name}", f"{option.default}", option.allowed, option.description)
-            for option in info.options
-        ]
-    )
+    _print_options(info.options)
+    for option in info.options:
+        folder = option.folder
+        for name in () if folder is None else lookup.names(folder):
+            part = lookup.find(folder or "", name, kind=option.name)
+            print(f"\n{option.name}={name}: {(part.__doc__ or '').strip().splitlines()[0]}")
+            _print_options(describe(part), prefix=f"{option.name}.")
+
+
+def _print_options(options: Seq[Option], prefix: str = "") -> None:
+    rows = []
+    for option in options:
+        default = option.default if option.folder is None else lookup.name_of(option.default)
+        allowed = option.allowed
+        rows.append((f"  {prefix}{option.name}", f"{default}", allowed, option.description))
+    if rows:
+        print_table(rows)
 
 
 def _data(info: MethodInfo) -> dict[str, Any]:
@@ -76,6 +78,6 @@ def _data(info: MethodInfo) -> dict[str, Any]:
         "name": info.name,
         "summary": info.summary,
         "exact": info.exact,
-        "needs": needs_text(info.needs),
+        "needs": info.needs.text,
         "options": json_schema(lookup.find("methods", info.name, kind="method")),
     }

@@ -56,6 +56,15 @@ class Needs:
     heads: bool = False
     roles: tuple[str, ...] = ("target",)
 
+    @property
+    def text(self) -> str:
+        """The needs in words."""
+        words = [f"{self.attention} attention"]
+        words += ["a mask token"] * self.mask_token
+        words += ["further prediction heads"] * self.heads
+        words += [f"a {role} model" for role in self.roles if role != "target"]
+        return ", ".join(words)
+
     def missing(self, abilities: Abilities, roles: Seq[str]) -> str | None:
         """The first unmet need in words, or None."""
         if self.mask_token and abilities.mask_token is None:

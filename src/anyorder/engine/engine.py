@@ -69,14 +69,7 @@ class Engine:
             loaded["draft"] = draft
         elif draft is not None:
             loaded |= load_draft(draft, model, dtype=dtype, device=device, progress=progress)
-        for role, item in loaded.items():
-            if item.abilities.vocabulary_size != loaded["target"].abilities.vocabulary_size:
-                raise UserError(
-                    f"the {role} model {item.abilities.name} has "
-                    f"{item.abilities.vocabulary_size} tokens and the target model "
-                    f"{loaded['target'].abilities.name} has "
-                    f"{loaded['target'].abilities.vocabulary_size}; they must share a vocabulary."
-                )
+        _check_vocabularies(loaded)
         self.roles = {
             name: open_role(name, item.network, item.abilities, num_cache_tokens=cache_tokens)
             for name, item in loaded.items()
@@ -347,6 +340,27 @@ class Engine:
         for run in self._runs.pop(handle):
             self._scheduler.remove(run)
             run.close()
+
+
+def _check_vocabularies(loaded: Mapping[str, LoadedModel]) -> None:
+    """UserError unless every model means the same tokens as the target."""
+    target = loaded["target"]
+    for role, item in loaded.items():
+        sizes = [model.abilities.vocabulary_size for model in (item, target)]
+        names = [model.abilities.name for model in (item, target)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"the {role} model {names[0]} has {sizes[0]} tokens and the target model "
+                f"{names[1]} has {sizes[1]}; they must share a vocabulary."
+            )
+        if item.tokenizer is None or target.tokenizer in (None, item.tokenizer):
+            continue
+        token = item.tokenizer.differs(target.tokenizer)
+        if token is not None:
+            raise UserError(
+                f"token {token} of the {role} model {names[0]} is not token {token} of the target "
+                f"model {names[1]}; they must share a vocabulary."
+            )
 
 
 def _requests(

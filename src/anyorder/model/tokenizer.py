@@ -141,6 +141,15 @@ class Tokenizer:
         text = self._pieces[token].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
+    def differs(self, other: Tokenizer) -> int | None:
+        """The first id that means something else to another tokenizer; None: they agree."""
+        own, others = (
+            {token: text for text, token in tokenizer._backend.get_vocab().items()}
+            for tokenizer in (self, other)
+        )
+        ids = range(max(*own, *others) + 1) if own and others else ()
+        return next((token for token in ids if own.get(token) != others.get(token)), None)
+
     def to_json(self) -> str:
         """The tokenizer in the format of Hugging Face's tokenizer.json."""
         with self._lock:

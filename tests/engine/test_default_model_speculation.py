@@ -1,0 +1,49 @@
+"""The default model, greedy in float32: every way of speculating writes plain decoding's text.
+
+A small form of `python -m benchmarks.identity`, which does it on a hundred prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from benchmarks.identity import SIDES, compare
+from benchmarks.texts import COPY, hundred
+from benchmarks.truncated import lower_layers
+
+from anyorder.core.request import Completion, Request
+from anyorder.engine.engine import Engine
+from anyorder.model.loaded import load
+
+pytestmark = [pytest.mark.weights, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    target = load("smollm2-135m-instruct", dtype="float32")
+    return Engine(target, draft=lower_layers(target, 4), cache_tokens=32768)
+
+
+def test_greedy_texts_are_those_of_plain_decoding(engine: Engine) -> None:
+    for line in compare(engine, hundred()[::12], 12, list(SIDES)):
+        assert line.same == line.texts == 9, line
+
+
+def test_a_text_that_copies_from_its_prompt_takes_a_third_of_the_passes(engine: Engine) -> None:
+    prompt: Any = COPY[0]
+    answers: list[Completion] = engine.generate(
+        [
+            Request(prompt=prompt, max_new_tokens=64),
+            Request(
+                prompt=prompt,
+                max_new_tokens=64,
+                method="speculative",
+                options={"adaptive": False, "length": 8},
+            ),
+        ]
+    )
+    plain, speculated = answers
+    assert speculated.tokens == plain.tokens
+    assert speculated.report.tokens_per_pass >= 3
+    assert speculated.report.exact

@@ -193,7 +193,7 @@ def test_ratio_at_confidence_keeps_the_distribution() -> None:
     token, against its exact probabilities."""
     model = tiny_model(ends=False)
     network: Any = model.network
-    prompt, temperature = ids(2, 3), 0.5
+    prompt, temperature = ids(2, 3), 0.7
 
     def probabilities(text: list[int]) -> torch.Tensor:
         logits = network.logits(network.hidden(dense_batch(torch.tensor([text])))[-1:])
@@ -204,12 +204,12 @@ def test_ratio_at_confidence_keeps_the_distribution() -> None:
         (float(first_V[token]) * probabilities([*prompt, token]) for token in range(VOCABULARY)),
         torch.zeros(VOCABULARY, dtype=torch.float64),
     )
-    num_samples = 1500
+    num_samples = 1000
     engine = tiny_engine(model=model)
     request = Request(
         prompt=prompt,
         method="speculative",
-        options=options(2, acceptance="ratio", layers=1, confidence=0.4),
+        options=options(2, acceptance="ratio", layers=2, confidence=0.2),
         max_new_tokens=3,
         temperature=temperature,
     )

@@ -82,17 +82,19 @@ def test_takes_the_passes_of_its_definition(options: dict[str, int], length: int
 
 
 class _Counting:
-    """A network that remembers how many tokens its passes had."""
+    """A network that remembers how many tokens its passes had, and up to which position."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
         self.sizes: list[int] = []
+        self.last = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
     def hidden(self, batch: Any, pool: Any) -> Any:
         self.sizes.append(len(batch.tokens_N))
+        self.last = max(self.last, int(batch.positions_N.max()))
         return self._network.hidden(batch, pool)
 
 
@@ -110,6 +112,25 @@ def test_runs_no_more_tokens_than_it_says() -> None:
     assert max(network.sizes[1:9]) == 1 + 5 * 4
     most = engine._admission.prepare(request).method.num_scratch_tokens
     assert most == 5 * 4 + 3 * 8 and max(network.sizes) <= 1 + most
+
+
+@pytest.mark.parametrize("options", [{"guesses": 1}, {"window": 1, "ngram": 9}], ids=str)
+def test_nothing_is_guessed_beyond_the_length_limit(options: dict[str, int]) -> None:
+    """The text may end where the model's context does."""
+    model = tiny_model(ends=False)
+    network: Any = _Counting(model.network)
+    engine = tiny_engine(model=dataclasses.replace(model, network=network))
+    request = Request(
+        prompt=[1, 2, 3],
+        method="lookahead",
+        options=options,
+        max_new_tokens=40,
+        logit_bias={5: 100.0, 6: 99.5},
+        no_repeat_ngram=9,
+    )
+    engine.generate(request)
+    # The last new token is never run, and what is guessed ends before it.
+    assert network.last == 3 + 40 - 2
 
 
 def test_repetition_is_found_in_the_pool() -> None:

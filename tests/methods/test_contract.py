@@ -7,11 +7,13 @@ longer prompt to be interesting gets them in CASES; one that is not listed runs 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 from typing import Any
 
 import pytest
+import torch
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
 from anyorder.core import lookup
@@ -20,6 +22,9 @@ from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
+from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
+from anyorder.model.loaded import LoadedModel
+from anyorder.model.transformer import Transformer
 
 METHODS = lookup.names("methods")
 
@@ -56,14 +61,47 @@ CASES: dict[str, list[dict[str, Any]]] = {
         },
         {"options": {"drafter": {"name": "draft_model", "branches": "2,2"}, "adaptive": False}},
         {"temperature": 0.9, "options": {"acceptance": "typical", "adaptive": False}},
+        {"temperature": 1.0, "options": {"drafter": {"name": "early_exit", "layers": 1}}},
+        {"options": {"drafter": {"name": "medusa", "nodes": 12}, "adaptive": False}},
+    ],
+    "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
+    "jacobi": [
+        {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+    ],
+    "lookahead": [
+        {"temperature": 1.0, "seed": 3, "options": {"window": 4, "ngram": 3, "guesses": 2}},
+        {"repetition_penalty": 1.2, "logprobs": 2},
+    ],
+    "tree_search": [
+        {"options": {"width": 3, "branch": 2, "depth": 3}},
+        {"no_repeat_ngram": 2, "options": {"width": 2}},
     ],
 }
-SAMPLES = {name for name in METHODS if name not in {"beam_search"}}
+SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"}}
 
 
-def contract_engine(**changes: Any) -> Engine:
+@functools.cache
+def contract_model(*, ends: bool) -> LoadedModel:
+    """The tiny model with what any method may need: further prediction heads."""
+    model = tiny_model(ends=ends)
+    base = model.network
+    assert isinstance(base, Transformer)
+    sizes = {"width": base.config.width, "vocabulary": VOCABULARY}
+    heads = MedusaHeads(num_heads=3, num_blocks=1, **sizes).double().requires_grad_(False)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in heads.parameters():
+        parameter.normal_(0.0, 0.2, generator=generator)
+    return dataclasses.replace(
+        model,
+        network=NetworkWithHeads(base, heads),
+        abilities=dataclasses.replace(model.abilities, num_heads=3),
+    )
+
+
+def contract_engine(*, ends: bool = True, **changes: Any) -> Engine:
     """An engine with what any method of CASES may ask for."""
-    return tiny_engine(**{"draft": tiny_model(1), **changes})
+    return tiny_engine(model=contract_model(ends=ends), draft=tiny_model(1), **changes)
 
 
 def prompt(seed: int, length: int) -> list[int]:
@@ -160,10 +198,10 @@ def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Comp
 def test_same_seed_same_text_other_seed_other_text(method: str) -> None:
     if method not in SAMPLES:
         with pytest.raises(InvalidRequest, match="temperature"):
-            tiny_engine().generate(Request(prompt=[1], method=method, temperature=1.0))
+            contract_engine().generate(Request(prompt=[1], method=method, temperature=1.0))
         return
     base = Request(prompt=[1, 2], method=method, max_new_tokens=16, temperature=1.0)
-    engine = tiny_engine(model=tiny_model(ends=False))
+    engine = contract_engine(ends=False)
     texts = {
         seed: tuple(engine.generate(dataclasses.replace(base, seed=seed)).tokens)
         for seed in range(6)
@@ -175,7 +213,7 @@ def test_same_seed_same_text_other_seed_other_text(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_limits_are_kept(method: str) -> None:
-    engine = tiny_engine(model=tiny_model(ends=False))
+    engine = contract_engine(ends=False)
     for limit in (1, 2, 9):
         request = Request(prompt=[4, 9], method=method, max_new_tokens=limit)
         completion = engine.generate(request)
@@ -186,7 +224,7 @@ def test_limits_are_kept(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_end_tokens_end_the_text(method: str) -> None:
-    engine = tiny_engine(model=tiny_model(ends=False))
+    engine = contract_engine(ends=False)
     free = engine.generate(Request(prompt=[4, 9], method=method, max_new_tokens=12))
     last = free.tokens[5]
     request = Request(prompt=[4, 9], method=method, max_new_tokens=12, stop_tokens=[last])

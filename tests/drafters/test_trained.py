@@ -29,7 +29,7 @@ from tests.engine.test_attention import submit
 from tests.tiny import assert_no_page_is_lost
 
 from anyorder.core.drafter import Draft, Drafter
-from anyorder.core.errors import InvalidRequest, UnsupportedMethod, UserError
+from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod, UserError
 from anyorder.core.forward import Decoding, Tree, forward
 from anyorder.core.method import Abilities, Context
 from anyorder.core.request import Completion, Request
@@ -399,6 +399,18 @@ def test_a_drafter_for_another_vocabulary_is_refused(folder: Path, target: Loade
     abilities = dataclasses.replace(loaded.abilities, vocabulary_size=9)
     with pytest.raises(UserError, match=r"eagle has 9 tokens and .* target has 61"):
         Engine(target, draft=dataclasses.replace(loaded, abilities=abilities))
+
+
+def test_a_tree_that_outgrows_the_pool_is_refused(folder: Path, target: LoadedModel) -> None:
+    """The drafter runs all paths it follows, more than it proposes in the end."""
+    engine = engine_with(folder, target, "eagle", cache_tokens=128)
+    drafter = {"name": "eagle", "nodes": 5, "top": 10}
+    options = {"drafter": drafter, "length": 12, "adaptive": False}
+    request = Request(prompt=ids(0, 10), method="speculative", max_new_tokens=6, options=options)
+    assert len(engine.generate(request).tokens) == 6
+    deeper = dataclasses.replace(request, options=options | {"length": 13})
+    with pytest.raises(PoolTooSmall, match=r"and 120 of speculative's drafts, .* 128 positions"):
+        engine.submit(deeper)
 
 
 @pytest.mark.parametrize("name", ["eagle", "block_drafter"])

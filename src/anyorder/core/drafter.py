@@ -89,6 +89,11 @@ class Drafter:
         """Most tokens of a draft that is `limit` deep."""
         return limit
 
+    def num_scratch_tokens(self, limit: int) -> int:
+        """Most tokens beyond the text that any of the models, the target included, caches at once
+        for a draft that is `limit` deep."""
+        return self.num_tokens(limit)
+
     def seconds(self, context: Context, limit: int) -> float:
         """What drafting so deep takes, by measured passes; infinite where that is impossible."""
         return 0.0

@@ -51,6 +51,9 @@ class Eagle(Drafter):
     def num_tokens(self, limit: int) -> int:
         return min(self.nodes, self.top + self.top**2 * (limit - 1))
 
+    def num_scratch_tokens(self, limit: int) -> int:
+        return max(self.num_tokens(limit), self.top * (limit - 1))
+
     def seconds(self, context: Context, limit: int) -> float:
         levels = [2, *(self.top * level for level in range(1, limit))]
         return sum(context.pass_seconds(size, "draft") or 0.0 for size in levels)

@@ -63,7 +63,7 @@ class Speculative(Method):
 
     @property
     def num_scratch_tokens(self) -> int:
-        return self.drafter.num_tokens(self.length)
+        return self.drafter.num_scratch_tokens(self.length)
 
     def decode(self, context: Context) -> Decoding:
         text, top = list(context.prompt), context.request.logprobs

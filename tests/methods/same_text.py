@@ -87,12 +87,13 @@ def assert_same_guided_text(method: str, options: Mapping[str, object], folder: 
     engine = Engine(dataclasses.replace(model, abilities=endless), cache_tokens=4096)
     guides = [
         Guide.choices(["yes", "no", "perhaps not"]),
+        Guide.choices(["aaaaaa"]),
         Guide.regex("(ab|ba){3,6}"),
         Guide.json_schema({"type": "array", "items": {"type": "integer"}, "maxItems": 3}),
     ]
     for guide, temperature in itertools.product(guides, (0.0, 1.0)):
         base: dict[str, Any] = {
-            "prompt": "The capital",
+            "prompt": "The capital " + 24 * "a",
             "guide": guide,
             "temperature": temperature,
             "max_new_tokens": 24,

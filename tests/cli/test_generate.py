@@ -92,6 +92,19 @@ def test_method_and_its_options(generate: Run) -> None:
     assert scores[0] == pytest.approx(sum(data["choices"][0]["logprobs"]))
 
 
+def test_a_drafter_and_its_options(generate: Run, model: str) -> None:
+    plain = generate("The capital").out
+    lookup = ("-o", "drafter.longest=3", "-o", "length=4", "-o", "adaptive=no")
+    told = generate("The capital", "--method", "speculative", *lookup, "--stats")
+    assert told.out == plain and " accepted at a time" in told.err
+    drafted = ("--draft", model, "-o", "drafter=draft_model", "-o", "adaptive=no")
+    told = generate("The capital", "--method", "speculative", *drafted, "--stats")
+    assert told.out == plain and "passes by model: target 2, draft 6" in told.err
+    wrong = generate("The", "--method", "speculative", "-o", "drafter.longst=3")
+    assert wrong.code == 2
+    assert "unknown prompt_lookup option 'longst'; did you mean 'longest'?" in wrong.err
+
+
 def test_guides(generate: Run, tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
     schema |= {"additionalProperties": False}

@@ -44,8 +44,12 @@ def cost_line(report: Report) -> str:
     ]
     if report.mean_accepted_length is not None:
         parts.insert(1, f"{report.mean_accepted_length:.2f} accepted at a time")
+    if len(report.passes_by_role) > 1:
+        counts = (f"{role} {count}" for role, count in report.passes_by_role.items())
+        parts.insert(1, f"passes by model: {', '.join(counts)}")
     if report.num_preemptions:
         parts.append(f"preempted {report.num_preemptions} times")
+    parts += [note.removesuffix(".") for note in report.notes]
     return "; ".join(parts)
 
 

@@ -119,6 +119,7 @@ def _token(svg: Svg, cursor: _Cursor, entry: TraceEntry, text: str) -> None:
 
 def _tooltip(entry: TraceEntry) -> str:
     lines = f"{entry.text!r} (id {entry.token}), pass {entry.step}, p = {entry.probability:.4f}"
+    lines += ", drafted" if entry.drafted else ""
     others = ", ".join(f"{token}: {p:.3f}" for token, p in entry.alternatives)
     return lines + (f"; ids by probability: {others}" if others else "")
 

@@ -4,7 +4,8 @@ Leviathan et al., 2023 (arXiv:2211.17192); Chen et al., 2023 (arXiv:2302.01318);
 SpecInfer (arXiv:2305.09781) and EAGLE-2 (arXiv:2406.16858). `sampling/verify.py` has the acceptance
 rules. With the default, `match`, the text is that of `autoregressive`, token for token, at any
 temperature, whatever the drafter and its length. `ratio` preserves the distribution only; it
-accepts more of what a drafter *draws* at a temperature above 0. `typical` changes the distribution.
+accepts more of what a drafter *draws* at a temperature above 0 (where nothing is drawn, both accept
+alike, and `match` is what is done). `typical` changes the distribution.
 
 Not here: the drafters, which are in `drafters/`, and prompt log-probabilities.
 """
@@ -70,7 +71,9 @@ class Speculative(Method):
         wants = dataclasses.replace(self.drafter.wants(context.models), top=top)
         draws = self.drafter.draws and context.request.temperature > 0
         coupled = self.acceptance != "ratio"
-        adapts = self.adaptive if self.adaptive is not None else coupled or not draws
+        typical = self.acceptance == "typical" and context.request.temperature > 0
+        fixed = typical or (draws and not coupled)  # the text depends on how much was proposed
+        adapts = self.adaptive if self.adaptive is not None else not fixed
         lengths = DraftLength(self.length) if adapts else None
         with (
             context.sequence() as sequence,

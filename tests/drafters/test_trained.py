@@ -291,6 +291,23 @@ def test_a_block_is_filled_in_by_one_pass(
         assert list(draft.tokens) == guesses[:limit] and draft.parents is None
 
 
+def test_a_prompt_is_read_in_parts_before_the_first_block(
+    folder: Path, target: LoadedModel
+) -> None:
+    """A block must run whole; the context before it need not, and shares passes that way."""
+    engine = engine_with(folder, target, "block_drafter", max_batch_tokens=7)
+    options = {"drafter": "block_drafter", "length": 3, "adaptive": False}
+    request = Request(
+        prompt=ids(20, 20),
+        method="speculative",
+        max_new_tokens=3,
+        ignore_end=True,
+        options=options,
+    )
+    passes = engine.generate(request).report.passes_by_role["draft"]
+    assert passes == 3 + 1, "20 tokens of context by 7, and one block for the second token"
+
+
 def test_nothing_of_a_block_is_replayed(folder: Path, target: LoadedModel) -> None:
     """Context that was cached beside a block counts as run causally, so a replay needs no span."""
     engine = engine_with(folder, target, "block_drafter")

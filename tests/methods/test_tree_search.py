@@ -198,3 +198,8 @@ def test_controls_of_draws_are_refused(name: str, value: Any) -> None:
     request = Request(prompt=[1], method="tree_search", **{name: value})
     with pytest.raises(InvalidRequest, match=f"tree_search .* draws nothing: leave {name} at"):
         tiny_engine().generate(request)
+
+
+def test_several_texts_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="n is 2, but tree_search finds one text"):
+        tiny_engine().generate(Request(prompt=[1], method="tree_search", n=2))

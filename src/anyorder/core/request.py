@@ -222,7 +222,7 @@ class Report:
     """Speculation only: tokens made final per draft check, the one drawn after the accepted ones
     included; drafts that were empty count."""
     passes_by_role: Mapping[str, int] = field(default_factory=dict)
-    """num_forward_passes by role; drafters' models have their own."""
+    """num_forward_passes by role; `target[:10]` are passes through the target's lower 10 layers."""
     exact: bool = True
     """False: an approximate cache or acceptance rule changed the distribution."""
     notes: tuple[str, ...] = ()

@@ -18,8 +18,8 @@ from math import exp, inf
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
-from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import Outputs, Tree, forward
+from anyorder.core.errors import InvalidRequest, RequestFailed
+from anyorder.core.forward import CAUSAL, Attention, Outputs, Tree, forward
 from anyorder.core.options import Range
 
 if TYPE_CHECKING:
@@ -140,13 +140,16 @@ class _Drafting:
         proposals: list[Any] = []
         new = list(text[start:])
         while len(tokens) < limit:
-            result = yield from forward(
-                self._sequence,
-                new,
-                start,
-                outputs=self._outputs(1),
-                stream=None if self._samples else "target",
-            )
+            try:
+                result = yield from forward(
+                    self._sequence,
+                    new,
+                    start,
+                    outputs=self._outputs(1),
+                    stream=None if self._samples else "target",
+                )
+            except RequestFailed:
+                break  # nothing may follow, as after a guide's end
             start += len(new)
             self._num_causal = start
             if self._samples:
@@ -167,14 +170,22 @@ class _Drafting:
         other and what is cached is seen by all."""
         nodes = _Nodes()
         self._num_causal = len(text)
-        result = yield from forward(
-            self._sequence,
-            text[start:],
-            start,
-            outputs=self._outputs(branches[0]),
-            stream=None if self._samples else "target",
-        )
+        branch, new = branches[0], list(text[start:])
+        attention: Attention = CAUSAL
+        rows: list[int] | None = None
         for depth in range(limit):
+            try:
+                result = yield from forward(
+                    self._sequence,
+                    new,
+                    start,
+                    attention=attention,
+                    rows=rows,
+                    outputs=self._outputs(branch),
+                    stream=None if self._samples else "target",
+                )
+            except RequestFailed:
+                break  # nothing may follow one of the leaves
             leaves, first = nodes.leaves, len(nodes.tokens)
             for row, leaf in enumerate(leaves):
                 if self._samples:
@@ -188,18 +199,9 @@ class _Drafting:
                 if self._samples:
                     nodes.proposals += [result.distributions[row]] * len(children)
             nodes.leaves = list(range(first, len(nodes.tokens)))
-            if depth + 1 == limit:
-                break
             branch = branches[depth + 1] if depth + 1 < len(branches) else 1
-            result = yield from forward(
-                self._sequence,
-                nodes.tokens,
-                len(text),
-                attention=Tree(parents=tuple(nodes.parents)),
-                rows=nodes.leaves,
-                outputs=self._outputs(branch),
-                stream=None if self._samples else "target",
-            )
+            new, start, rows = nodes.tokens, len(text), nodes.leaves
+            attention = Tree(parents=tuple(nodes.parents))
         return Draft(tokens=nodes.tokens, parents=nodes.parents, proposals=nodes.proposals)
 
     def observe(

@@ -287,9 +287,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------ inside a tick
     def _run_pass(self, role: Role, pieces: list[Piece]) -> None:
+        layers = pieces[0].layers
+        name = role.name if layers is None else f"{role.name}[:{layers}]"
         for handle in {piece.job.run.handle for piece in pieces}:
             handle.num_passes += 1
-            handle.passes_by_role[role.name] += 1
+            handle.passes_by_role[name] += 1
         questions: list[Question] = []
         try:
             questions = run_pass(role, pieces)

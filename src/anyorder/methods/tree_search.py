@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Annotated
 
+from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import CAUSAL, Attention, Decoding, Outputs, Tree, forward
 from anyorder.core.method import Context, Method
 from anyorder.core.options import Range
@@ -44,6 +45,8 @@ class TreeSearch(Method):
 
     def check(self, request: Request) -> None:
         self.refuse_draws(request)
+        if request.n > 1:
+            raise InvalidRequest(f"n is {request.n}, but tree_search finds one text; leave n at 1.")
 
     def decode(self, context: Context) -> Decoding:
         text, cached, score = list(context.prompt), 0, 0.0

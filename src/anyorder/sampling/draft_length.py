@@ -4,6 +4,10 @@ With a chance of `a` that the next proposal is accepted, a draft of k tokens mak
 (1 - a^(k+1)) / (1 - a) tokens final in one check (Leviathan et al., 2023, arXiv:2211.17192). The
 length that makes most tokens per second is taken; where that is none at all, the text goes on one
 token at a time and a short draft is tried now and then.
+
+Estimates err, and a text may change its nature, so an account is kept of what drafts have saved and
+lost. A draft must be affordable even if nothing of it is accepted. That bounds the loss on a text
+where no draft helps: a pass, and then a small share of the time, whatever a check costs.
 """
 
 from __future__ import annotations
@@ -15,12 +19,20 @@ _MEMORY = 0.85
 """What a tried proposal counts for after the next draft: acceptance comes in bursts."""
 _PRIOR = 0.75, 1.5
 """Acceptance assumed at first, and how many proposals' weight that has."""
+_DOUBT = 0.5, 0.6
+"""The same, but never forgotten: a few lucky drafts do not make the next one certain."""
 _CAUTION = 1.02
 """A draft must promise this much more than none."""
-_FIRST_WAIT, _LONGEST_WAIT = 4, 64
-"""Steps without a draft before one is tried again; doubled each time it does not help."""
 _TRIAL = 2
-"""Tokens of a draft that is tried again."""
+"""Tokens of a draft that is tried although it promises nothing ..."""
+_TRUST = 2.0
+"""... and how many proposals' weight the statistics have that spoke against it."""
+_CREDIT = 1.0
+"""Plain passes that drafting may lose at first ..."""
+_SHARE = 0.01
+"""... and with every step ..."""
+_SAVINGS = 4.0
+"""... and at most at a time, however much it saved before."""
 
 
 class DraftLength:
@@ -30,28 +42,37 @@ class DraftLength:
         self._candidates = [k for k in _CANDIDATES if k < longest] + [longest]
         self._counts: dict[int, tuple[float, float]] = {}
         """By grade: proposals accepted and proposals tried, weighted by age."""
-        self._waits: dict[int, tuple[int, int]] = {}
-        """By grade: steps still to wait, steps to wait the next time."""
+        self._funds = _CREDIT
+        """What drafts may lose now, in plain passes."""
+        self._losses: Callable[[int], float] = lambda length: 0.0
+        """What a draft of this length loses if nothing of it is accepted, in plain passes."""
+        self._is_trial = False
         self.num_steps = 0
         self.num_plain = 0
         """Steps without a draft because none would have paid."""
 
     def acceptance(self, grade: int) -> float:
         """The chance that a proposal is accepted after the one before it was."""
-        accepted, tried = self._counts.get(grade, (0.0, 0.0))
-        value, weight = _PRIOR
+        accepted, tried = self._statistics(grade)
+        value, weight = _DOUBT
         return (accepted + value * weight) / (tried + weight)
 
+    def _statistics(self, grade: int) -> tuple[float, float]:
+        value, weight = _PRIOR
+        return self._counts.get(grade, (value * weight, weight))
+
     def record(self, grade: int, proposed: int, accepted: int) -> None:
-        """A draft of `proposed` tokens in a row had `accepted` of them accepted."""
+        """The draft that was last chosen, in the end of `proposed` tokens in a row, had `accepted`
+        of them accepted."""
         if not proposed:
             return
+        self._earn(accepted - self._losses(proposed))
         tried = accepted + (accepted < proposed)
-        old_accepted, old_tried = self._counts.get(grade, (0.0, 0.0))
+        old_accepted, old_tried = self._statistics(grade)
         decay = _MEMORY**tried
+        if self._is_trial:
+            decay = min(decay, _TRUST / old_tried)
         self._counts[grade] = old_accepted * decay + accepted, old_tried * decay + tried
-        if accepted == proposed:
-            self._waits.pop(grade, None)
 
     def choose(
         self,
@@ -67,28 +88,33 @@ class DraftLength:
         the token before it, `draft(k)` what making the draft takes; None is unknown.
         """
         self.num_steps += 1
+        self._is_trial = False
         if plain is None:
             return 0  # one plain step, to learn what one costs
+        seconds = plain
+
+        def losses(length: int) -> float:
+            checked = check(length)
+            return ((seconds if checked is None else checked) + draft(length)) / seconds - 1
+
+        self._losses = losses
+        self._earn(_SHARE)
         chance = self.acceptance(grade)
-        best, best_rate = 0, _CAUTION / plain
+        best, best_rate, trial = 0, _CAUTION, 0
         for length in self._candidates:
-            seconds = check(length)
+            loss = losses(length)
+            if loss > self._funds:
+                continue
             expected = sum(chance**n for n in range(length + 1))
-            rate = expected / ((plain if seconds is None else seconds) + draft(length))
-            if rate > best_rate:
-                best, best_rate = length, rate
+            if expected / (1 + loss) > best_rate:
+                best, best_rate = length, expected / (1 + loss)
+            if length <= _TRIAL:
+                trial = length
         if best:
             return best
-        return self._trial(grade, draft)
+        self._is_trial = trial > 0
+        self.num_plain += not trial
+        return trial
 
-    def _trial(self, grade: int, draft: Callable[[int], float]) -> int:
-        """None pays; count down to the next trial."""
-        left, wait = self._waits.get(grade, (_FIRST_WAIT, _FIRST_WAIT))
-        length = min(_TRIAL, self._candidates[-1])
-        if left > 0 or draft(length) == float("inf"):
-            self._waits[grade] = left - 1, wait
-            self.num_plain += 1
-            return 0
-        wait = min(2 * wait, _LONGEST_WAIT)
-        self._waits[grade] = wait, wait
-        return length
+    def _earn(self, passes: float) -> None:
+        self._funds = min(self._funds + passes, _SAVINGS)

@@ -1,0 +1,141 @@
+"""Draft lengths by simulation: near the best fixed length, never much slower than no drafts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from math import inf
+
+import pytest
+
+from anyorder.sampling.draft_length import DraftLength
+
+COSTS = [(0.02, 0.0), (0.1, 0.0), (0.05, 0.1), (0.25, 0.0)]
+"""Plain passes that a proposal adds to the check, and that making it takes."""
+LONGEST = 16
+
+
+def simulate(
+    chance: Callable[[int, int], float],
+    num_tokens: int,
+    *,
+    check: float,
+    draft: float = 0.0,
+    num_grades: int = 1,
+    seed: int = 0,
+) -> tuple[float, list[int]]:
+    """Time over that of plain decoding, and the lengths chosen. A proposal is accepted with
+    `chance(position, grade)`; grades come at random."""
+    rng = random.Random(seed)
+    lengths = DraftLength(LONGEST)
+    seconds, done, chosen = 0.0, 0, []
+    while done < num_tokens:
+        grade = rng.randrange(num_grades)
+        length = lengths.choose(
+            grade,
+            plain=2.0,
+            check=lambda k: 2.0 * (1 + check * k),
+            draft=lambda k: 2.0 * draft * k,
+        )
+        accepted, likely = 0, chance(done, grade)
+        while accepted < length and rng.random() < likely:
+            accepted += 1
+        lengths.record(grade, length, accepted)
+        seconds += 1 + (check + draft) * length
+        done += accepted + 1
+        chosen.append(length)
+    return seconds / done, chosen
+
+
+def best(chance: float, each: float) -> tuple[float, int]:
+    """Least time of a fixed length over plain decoding, and that length."""
+    return min(
+        ((1 + each * k) / sum(chance**n for n in range(k + 1)), k) for k in range(LONGEST + 1)
+    )
+
+
+@pytest.mark.parametrize(("check", "draft"), COSTS)
+@pytest.mark.parametrize("chance", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98])
+def test_finds_the_best_length(chance: float, check: float, draft: float) -> None:
+    runs = [simulate(lambda *_: chance, 2000, check=check, draft=draft, seed=s) for s in range(4)]
+    least, length = best(chance, check + draft)
+    assert sum(time for time, _ in runs) / 4 < 1.08 * least
+    mean = sum(sum(chosen) / len(chosen) for _, chosen in runs) / 4
+    assert 0.4 * length - 1.2 < mean < 1.5 * length + 1.7
+
+
+@pytest.mark.parametrize("num_grades", [1, 8])
+@pytest.mark.parametrize("each", [0.0, 0.01, 0.05, 0.1, 0.25, 0.6, 3.0])
+@pytest.mark.parametrize("num_tokens", [100, 200, 10_000])
+def test_costs_little_where_no_draft_helps(num_tokens: int, each: float, num_grades: int) -> None:
+    """A trial of two tokens at 1.5 passes and all other prices: below 3%, for short texts too."""
+    time, chosen = simulate(lambda *_: 0.0, num_tokens, check=each, num_grades=num_grades)
+    assert time < 1.021
+    if num_tokens == 10_000:
+        assert time < 1.011
+    if each >= 0.1 and num_tokens > 100:
+        assert sum(map(bool, chosen)) < 0.2 * len(chosen)
+
+
+@pytest.mark.parametrize("check", [0.02, 0.1, 0.25])
+def test_follows_bursts(check: float) -> None:
+    """A hundred tokens that drafts never get right, a hundred that they mostly do, and so on."""
+    runs = [
+        simulate(lambda done, _: 0.95 * (done // 100 % 2), 4000, check=check, seed=seed)[0]
+        for seed in range(4)
+    ]
+    ideal = (1 + best(0.95, check)[0]) / 2
+    assert sum(runs) / 4 < 1.13 * ideal
+
+
+def test_grades_are_told_apart() -> None:
+    """One grade always hits, the other never does: the first is drafted for at length."""
+    lengths = DraftLength(LONGEST)
+    options = {"plain": 1.0, "check": lambda k: 1 + 0.1 * k, "draft": lambda k: 0.0}
+    for _ in range(40):
+        for grade, hits in ((0, False), (1, True)):
+            length = lengths.choose(grade, **options)  # type: ignore[arg-type]
+            lengths.record(grade, length, length * hits)
+    assert lengths.acceptance(0) < 0.1 and lengths.acceptance(1) > 0.9
+    assert lengths.choose(1, **options) == LONGEST  # type: ignore[arg-type]
+    assert lengths.choose(0, **options) <= 2  # type: ignore[arg-type]
+
+
+def test_an_unknown_plain_pass_is_made_first_and_an_unknown_check_is_tried() -> None:
+    lengths = DraftLength(8)
+    assert lengths.choose(0, plain=None, check=lambda k: None, draft=lambda k: 0.0) == 0
+    assert lengths.num_plain == 0, "not because none would have paid"
+    assert lengths.choose(0, plain=1.0, check=lambda k: None, draft=lambda k: 0.0) == 8
+    assert lengths.num_steps == 2
+
+
+def test_an_impossible_draft_is_never_tried() -> None:
+    lengths = DraftLength(8)
+    for _ in range(500):
+        assert lengths.choose(0, plain=1.0, check=lambda k: 1.0, draft=lambda k: inf) == 0
+    assert lengths.num_plain == lengths.num_steps == 500
+
+
+def test_only_what_was_proposed_counts() -> None:
+    """The drafter may have had less than it was asked for, or nothing."""
+    lengths = DraftLength(8)
+    options = {"plain": 1.0, "check": lambda k: 1 + 0.05 * k, "draft": lambda k: 0.0}
+    assert lengths.choose(0, **options) > 1  # type: ignore[arg-type]
+    before = lengths.acceptance(0)
+    lengths.record(0, 0, 0)
+    assert lengths.acceptance(0) == before
+    lengths.record(0, 1, 1)
+    assert lengths.acceptance(0) > before
+    lengths.choose(0, **options)  # type: ignore[arg-type]
+    lengths.record(0, 1, 0)
+    assert lengths.acceptance(0) < before
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7, 64])
+def test_stays_within_the_limit_and_reaches_it(longest: int) -> None:
+    lengths, seen = DraftLength(longest), 0
+    for _ in range(60):
+        length = lengths.choose(0, plain=1.0, check=lambda k: 1.0, draft=lambda k: 0.0)
+        lengths.record(0, length, length)
+        seen = max(seen, length)
+    assert seen == longest

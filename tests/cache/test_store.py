@@ -262,3 +262,73 @@ def test_random_lives(seed: int) -> None:
     for sequence in list(family):
         sequence.close()
     assert store.num_available == store.num_pages
+
+
+# ------------------------------------------------------------------------------------ draft checks
+@pytest.mark.parametrize("num_text", [0, 3, 4, 6])
+@pytest.mark.parametrize("offsets", [[], [0], [0, 1], [0, 2, 5], [1, 3, 4, 6], list(range(7))])
+def test_keep_moves_the_accepted_path_together(num_text: int, offsets: list[int]) -> None:
+    """A tree's accepted path lies side by side afterwards, as if it had been run causally."""
+    store = make_store()
+    sequence = store.open()
+    text, draft = list(range(num_text)), [50, 51, 52, 53, 54, 55, 56]
+    if text:
+        run(store, sequence, text)
+    run(store, sequence, draft, Tree(parents=(-1, 0, 0, 1, 2, 2, 4)))
+    store.keep(sequence, num_text, offsets)
+    assert sequence.tokens == [*text, *(draft[offset] for offset in offsets)]
+    assert sequence.num_resident == sequence.length
+    assert not sequence.spans, "what was kept counts as run causally"
+    assert len(sequence.pages) == store.pages_for(sequence.length)
+    assert_consistent(store, [sequence])
+    run(store, sequence, [90, 91])
+    assert_consistent(store, [sequence])
+
+
+def test_keep_leaves_earlier_spans_and_forks_alone() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3])
+    run(store, sequence, [4, 5], BIDIRECTIONAL)
+    twin = sequence.fork()
+    run(store, sequence, [50, 51, 52], Tree(parents=(-1, 0, 0)))
+    other = sequence.fork()
+    # The engine makes pages writable before a pass; the draft's page was the sequence's own.
+    store.discard(other, 5)
+    store.keep(sequence, 5, [0, 2])
+    assert sequence.tokens == [1, 2, 3, 4, 5, 50, 52]
+    assert [span.start for span in sequence.spans] == [3]
+    assert twin.tokens == other.tokens == [1, 2, 3, 4, 5]
+    assert_consistent(store, [sequence, twin, other])
+
+
+def test_keep_after_a_preemption_is_replayed_causally() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3])
+    run(store, sequence, [50, 51, 52], Tree(parents=(-1, 0, 0)))
+    store.drop(sequence)
+    run(store, sequence, [1])
+    store.keep(sequence, 3, [0, 2])
+    assert sequence.tokens == [1, 2, 3, 50, 52] and not sequence.spans
+    assert sequence.num_resident == 1
+    run(store, sequence, [2, 3, 50, 52])
+    assert sequence.num_resident == 5
+    assert_consistent(store, [sequence])
+
+
+def test_kept_tokens_are_shared_as_a_prefix_and_dropped_ones_are_not() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2])
+    run(store, sequence, [50, 51, 52, 53], Tree(parents=(-1, 0, 0, 2)))
+    store.publish(sequence, 6)
+    assert len(store.prefixes) == 0, "a tree is not causal"
+    store.keep(sequence, 2, [0, 2, 3])
+    run(store, sequence, [60, 61, 62])
+    store.publish(sequence, sequence.length)
+    assert len(store.prefixes) == 2
+    again = store.open()
+    tokens = [1, 2, 50, 52, 53, 60, 61, 62]
+    assert store.attach(again, tokens, store.keys(tokens, ""), 8) == 8
+    assert_consistent(store, [sequence, again])

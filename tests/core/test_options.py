@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyorder.core.errors import InvalidRequest, UnknownName
+from anyorder.core import lookup
+from anyorder.core.drafter import Drafter
+from anyorder.core.errors import InvalidRequest, UnknownName, UserError
 from anyorder.core.options import (
     Option,
+    Part,
     Range,
     build,
     describe,
@@ -21,6 +24,8 @@ from anyorder.core.options import (
     parse,
     validate,
 )
+from anyorder.drafters.prompt_lookup import PromptLookup
+from anyorder.drafters.suffix_automaton import SuffixAutomaton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,3 +296,140 @@ def test_schema() -> None:
     assert "default" not in json_schema(Required)["properties"]["size"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"hidden": 1}, schema)
+
+
+# ------------------------------------------------------------------------- options that are objects
+DRAFTERS = "one of " + ", ".join(lookup.names("drafters"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """An option that is an object with options of its own."""
+
+    drafter: Annotated[Drafter, Part("drafters"), "who proposes"] = field(
+        default_factory=lambda: PromptLookup(longest=4)
+    )
+    length: Annotated[int, Range(1, 64), "how many"] = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("prompt_lookup", PromptLookup()),
+        ({"name": "prompt_lookup"}, PromptLookup()),
+        ({"name": "prompt_lookup", "longest": 3}, PromptLookup(longest=3)),
+        ({"longest": 7}, PromptLookup(longest=7)),  # the default's name, not its options
+        ({}, PromptLookup()),
+        (PromptLookup(shortest=2), PromptLookup(shortest=2)),
+        ({"name": "suffix_automaton", "shortest": 3}, SuffixAutomaton(shortest=3)),
+    ],
+)
+def test_a_part_from_a_name_a_mapping_or_an_instance(value: object, expected: object) -> None:
+    assert build(Whole, {"drafter": value}).drafter == expected
+    assert build(Whole, {}).drafter == PromptLookup(longest=4)
+
+
+def test_an_instance_is_passed_on_as_it_is() -> None:
+    part = PromptLookup(longest=2)
+    assert build(Whole, {"drafter": part}).drafter is part
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (3, InvalidRequest, f"drafter must be {DRAFTERS}, got 3."),
+        (None, InvalidRequest, f"drafter must be {DRAFTERS}, got None."),
+        ({"name": 3}, InvalidRequest, f"drafter must be {DRAFTERS}, got 3."),
+        ("promt_lookup", UnknownName, "unknown drafter 'promt_lookup'; did you mean "),
+        ({"name": "nobody"}, UnknownName, "unknown drafter 'nobody'; drafters: "),
+        ({"longst": 3}, UnknownName, "unknown prompt_lookup option 'longst'; did you mean "),
+        ({"name": "prompt_lookup", "longest": 17}, InvalidRequest,
+         "longest must be an integer from 1 to 16, got 17."),
+        ({"name": "prompt_lookup", "longest": "3"}, InvalidRequest,
+         "longest must be an integer from 1 to 16, got '3'."),
+    ],
+)  # fmt: skip
+def test_bad_parts_are_refused(value: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        build(Whole, {"drafter": value})
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["drafter=suffix_automaton"], SuffixAutomaton()),
+        (["drafter.longest=3"], PromptLookup(longest=3)),
+        (["drafter=suffix_automaton", "drafter.shortest=2"], SuffixAutomaton(shortest=2)),
+        (["drafter.shortest=2", "drafter=suffix_automaton", "drafter.remember=0"],
+         SuffixAutomaton(shortest=2, remember=0)),
+        (["drafter.longest=3", "drafter.longest=4"], PromptLookup(longest=4)),
+        (['drafter={"name": "prompt_lookup", "longest": 3}'], PromptLookup(longest=3)),
+        (['drafter={"name": "prompt_lookup", "longest": 3}', "drafter.shortest=2"],
+         PromptLookup(longest=3, shortest=2)),
+        (['drafter={"longest": 3}', "drafter.shortest=2"], PromptLookup(longest=3, shortest=2)),
+    ],
+)  # fmt: skip
+def test_parts_on_a_command_line(assignments: list[str], expected: object) -> None:
+    parsed = parse(Whole, ["length=5", *assignments])
+    assert parsed == {"length": 5, "drafter": expected}
+    assert build(Whole, parsed) == Whole(length=5, drafter=expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        ("drafter=nobody", "unknown drafter 'nobody'; drafters: "),
+        ("drafter.longst=3", "unknown prompt_lookup option 'longst'; did you mean 'longest'?"),
+        ("drafter.longest=many", "longest must be an integer from 1 to 16, got 'many'."),
+        ("drafter.longest=99", "longest must be an integer from 1 to 16, got 99."),
+        ("length.longest=3", "unknown option 'length.longest'"),
+        ("drafer.longest=3", "unknown option 'drafer.longest'"),
+        ("drafter={3", f"drafter must be {DRAFTERS}, got '{{3'."),
+        ("drafter.longest", "an option is written name=value, got 'drafter.longest'."),
+        ('drafter={"name": 3}', f"drafter must be {DRAFTERS}, got 3."),
+        ('drafter={"name": 3} drafter.longest=3', f"drafter must be {DRAFTERS}, got 3."),
+        ("drafter=nobody drafter.longest=3", "unknown drafter 'nobody'; drafters: "),
+    ],
+)
+def test_bad_parts_on_a_command_line(assignments: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Whole, assignments.replace(" drafter.", "\n drafter.").split("\n "))
+    assert str(caught.value).startswith(message)
+
+
+def test_schema_of_a_part() -> None:
+    schema = json_schema(Whole)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    entry = schema["properties"]["drafter"]
+    assert entry["default"] == "prompt_lookup"
+    names = [item["properties"]["name"]["const"] for item in entry["anyOf"][1:]]
+    assert names == entry["anyOf"][0]["enum"] == list(lookup.names("drafters"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "prompt_lookup",
+        "nobody",
+        3,
+        {"name": "prompt_lookup"},
+        {"name": "prompt_lookup", "longest": 3},
+        {"name": "prompt_lookup", "longest": 99},
+        {"name": "prompt_lookup", "remember": 3},
+        {"name": "suffix_automaton", "remember": 3},
+        {"name": "nobody"},
+    ],
+)
+def test_schema_and_check_of_a_part_agree(value: object) -> None:
+    try:
+        jsonschema.validate({"drafter": value}, json_schema(Whole))
+        schema_says = True
+    except jsonschema.ValidationError:
+        schema_says = False
+    try:
+        build(Whole, {"drafter": value})
+        check_says = True
+    except UserError:
+        check_says = False
+    assert schema_says == check_says

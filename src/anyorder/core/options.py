@@ -195,8 +195,11 @@ def parse(cls: type, assignments: list[str], *, kind: str = "option") -> dict[st
         else:
             values[name] = known[name].parse(text)
     for name, inner_assignments in parts.items():
-        given = values.get(name, lookup.name_of(known[name].default))
-        fields = dict(given) if isinstance(given, Mapping) else {"name": given}
+        default = lookup.name_of(known[name].default)
+        given = values.get(name, default)
+        fields = {"name": default, **given} if isinstance(given, Mapping) else {"name": given}
+        if not isinstance(fields["name"], str):
+            known[name].check(fields)  # says what is allowed
         part = lookup.find(known[name].folder or "", fields["name"], kind=name)
         inner_kind = f"{fields['name']} option"
         values[name] = {**fields, **parse(part, inner_assignments, kind=inner_kind)}

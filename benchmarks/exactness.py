@@ -29,10 +29,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anyorder.core import lookup
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
 from anyorder.core.forward import Outputs, Tree, forward
 from anyorder.core.method import Abilities, Context
+from anyorder.core.options import build
 from anyorder.core.request import Request
 from anyorder.core.sequence import Sequence
 from anyorder.engine.engine import Engine
@@ -64,7 +66,7 @@ def model(seed: int) -> LoadedModel:
         vocabulary_size=VOCABULARY,
         width=16,
         context_length=64,
-        layers=(layer,),
+        layers=(layer, layer),
         num_heads=2,
         num_kv_heads=1,
         head_width=8,
@@ -76,7 +78,7 @@ def model(seed: int) -> LoadedModel:
     )
     network = Transformer.random(config, seed=seed, spread=0.3, dtype=torch.float64)
     abilities = Abilities(
-        name=f"tiny{seed}", vocabulary_size=VOCABULARY, context_length=64, num_layers=1
+        name=f"tiny{seed}", vocabulary_size=VOCABULARY, context_length=64, num_layers=2
     )
     return LoadedModel(network=network, abilities=abilities, tokenizer=None)
 
@@ -298,6 +300,12 @@ class Case:
     is_exact: bool = True
 
 
+def shipped(name: str, **options: object) -> Drafter:
+    """A drafter of the package."""
+    drafter: Drafter = build(lookup.find("drafters", name, kind="drafter"), options)
+    return drafter
+
+
 CASES = (
     Case(rule="plain", draft="none", drafter=None),
     Case(rule="match", draft="chain, chosen", drafter=Chosen(branches=(1, 1))),
@@ -309,6 +317,12 @@ CASES = (
     Case(rule="ratio", draft="tree, chosen", drafter=Chosen(branches=(4, 3))),
     Case(rule="ratio", draft="tree, i.i.d.", drafter=Drawn(branches=(3, 2))),
     Case(rule="ratio", draft="tree, i.i.d., draft model", drafter=Model(branches=(3, 2))),
+    Case(rule="match", draft="draft_model", drafter=shipped("draft_model")),
+    Case(rule="match", draft="draft_model, 3,2", drafter=shipped("draft_model", branches="3,2")),
+    Case(rule="match", draft="early_exit", drafter=shipped("early_exit", layers=1)),
+    Case(rule="ratio", draft="draft_model", drafter=shipped("draft_model")),
+    Case(rule="ratio", draft="draft_model, 3,2", drafter=shipped("draft_model", branches="3,2")),
+    Case(rule="ratio", draft="early_exit", drafter=shipped("early_exit", layers=1)),
     Case(rule="typical", draft="chain, drawn", drafter=Drawn(branches=(1, 1)), is_exact=False),
 )
 

@@ -1,17 +1,20 @@
 """How long passes take on this machine, learnt from the passes that are run.
 
 A method that can choose how many tokens to run at once (a draft's length) asks what they would
-cost. Medians of the last few passes by number of tokens; linear between and beyond them.
+cost. What else the machine does makes single passes late, never early, so low quartiles count; a
+pass over more tokens is never cheaper; and a size seen once or twice is doubted where its
+neighbours say that it is cheaper. Otherwise one late pass would keep a size from being tried again.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Hashable, Mapping
 
 _SAMPLES = 9
 """Passes remembered per size; old ones were made under another load."""
+_TRUSTED = 3
+"""So many passes of a size speak for themselves."""
 _LARGEST = 512
 """Larger passes say nothing about decoding."""
 
@@ -40,20 +43,30 @@ class PassCosts:
         None before there is anything to tell from."""
         latest = self._latest.get((role, layers), {})
         total = num_tokens + sum(latest.values()) - latest.get(run, 0)
-        known = sorted(
-            (size, statistics.median(sample))
-            for size, sample in self._seconds.get((role, layers), {}).items()
-        )
-        exact = dict(known).get(_size(total))
-        if exact is not None:
-            return exact
-        if len(known) < 2:
-            return None
+        sizes = self._seconds.get((role, layers), {})
+        known = _known(sizes)
+        own = known.get(_size(total))
+        if own is not None and len(sizes[_size(total)]) >= _TRUSTED:
+            return own
+        others = [(size, value) for size, value in known.items() if size != _size(total)]
+        if len(others) < 2:
+            return own
         # The pair around the wanted size, or the nearest two.
-        above = next((i for i, (size, _) in enumerate(known) if size > total), len(known) - 1)
-        (low, fast), (high, slow) = known[max(above, 1) - 1], known[max(above, 1)]
-        estimate = fast + (slow - fast) * (total - low) / (high - low)
-        return max(estimate, min(fast, slow))
+        above = next((i for i, (size, _) in enumerate(others) if size > total), len(others) - 1)
+        (low, fast), (high, slow) = others[max(above, 1) - 1], others[max(above, 1)]
+        estimate = fast + (slow - fast) * max(total - low, 0) / (high - low)
+        return estimate if own is None else min(own, estimate)
+
+
+def _known(sizes: Mapping[int, deque[float]]) -> dict[int, float]:
+    """Seconds by rising size, none more than those of a larger size."""
+    known: dict[int, float] = {}
+    least = float("inf")
+    for size in sorted(sizes, reverse=True):
+        sample = sorted(sizes[size])
+        least = min(least, sample[(len(sample) - 1) // 4])
+        known[size] = least
+    return dict(reversed(known.items()))
 
 
 def _size(num_tokens: int) -> int:

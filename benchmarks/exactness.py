@@ -134,7 +134,7 @@ def exact() -> Joint:
 # ------------------------------------------------------------------------------------- bad drafters
 def table() -> NDArray[np.float64]:
     """What drawn proposals are drawn from, by the token before: some likely, some impossible."""
-    weights_VV = np.random.default_rng(9).dirichlet(np.full(VOCABULARY, 0.7), VOCABULARY)
+    weights_VV = np.random.default_rng(0).dirichlet(np.full(VOCABULARY, 0.7), VOCABULARY)
     weights_VV[:, 2] = 0.0
     return weights_VV / weights_VV.sum(1, keepdims=True)
 
@@ -224,8 +224,7 @@ class Drawn(Shaped):
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Shaped):
-    """Fixed guesses, nothing drawn. Of several the first is given twice; a single one is the
-    table's second, which the target likes better."""
+    """Fixed guesses, nothing drawn; of several the first is given twice."""
 
     draws: ClassVar[bool] = True  # so that the ratio rule is used as it is
 
@@ -234,8 +233,7 @@ class Chosen(Shaped):
     ) -> tuple[list[int], list[NDArray[np.float64] | None]]:
         """See Shaped."""
         guesses = np.argsort(-TABLE[path[-1]]).tolist()
-        tokens = guesses[1:2] if count == 1 else [guesses[0], *guesses][:count]
-        return tokens, [None] * count
+        return [guesses[0], *guesses][:count], [None] * count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,11 +81,11 @@ def test_chi_square_of_exact_samples_is_uniform() -> None:
 
 @pytest.mark.parametrize("case", RATIO, ids=name)
 def test_ratio_samples_the_exact_distribution(case: Case) -> None:
-    finding = sample(case, 600, first_seed=5000)
+    finding = sample(case, 500, first_seed=5000)
     assert finding.p_value > ENOUGH, finding.line()
     assert finding.total_variation < 1.15 * finding.expected_total_variation, finding.line()
     assert finding.says_exact
-    assert finding.accepted_length is not None and 1.2 < finding.accepted_length < 2.5
+    assert finding.accepted_length is not None and 1.1 < finding.accepted_length < 2.5
 
 
 @pytest.mark.parametrize("case", MATCH, ids=name)
@@ -93,7 +93,7 @@ def test_match_writes_the_text_of_plain_decoding(case: Case) -> None:
     plain, finding = (sample(which, 200) for which in (PLAIN, case))
     assert finding.texts == plain.texts
     assert finding.says_exact and plain.says_exact
-    assert finding.accepted_length is not None and 1.2 < finding.accepted_length < 2.5
+    assert finding.accepted_length is not None and 1.1 < finding.accepted_length < 2.5
 
 
 def test_typical_differs_and_says_so() -> None:
@@ -174,9 +174,9 @@ def penalties_forget_the_draft(patch: pytest.MonkeyPatch) -> None:
 # What is wrong, in which rule and draft, and after how many seeds it is seen.
 WRONG: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str, int]] = [
     (accept_always, "ratio", "chain, drawn", 300),
-    (no_residual, "ratio", "chain, drawn", 500),
+    (no_residual, "ratio", "chain, drawn", 1000),
     (residual_not_renormalised, "ratio", "tree, i.i.d.", 1000),
-    (siblings_against_unreduced, "ratio", "tree, chosen", 800),
+    (siblings_against_unreduced, "ratio", "tree, chosen", 400),
     (first_sibling_matches, "match", "chain, chosen", 300),
     (penalties_forget_the_draft, "ratio", "chain, drawn", 500),
 ]
@@ -184,8 +184,8 @@ MORE_WRONG: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str, int]] = [
     (accept_always, "ratio", "tree, chosen", 1000),
     (no_residual, "ratio", "chain, draft model", 1000),
     (no_residual, "ratio", "tree, chosen", 1000),
-    (residual_not_renormalised, "ratio", "tree, chosen", 3000),
-    (only_the_token_removed, "ratio", "chain, drawn", 1000),
+    (residual_not_renormalised, "ratio", "tree, chosen", 1000),
+    (only_the_token_removed, "ratio", "chain, drawn", 3000),
     (only_the_token_removed, "ratio", "tree, i.i.d., draft model", 1000),
     (siblings_against_unreduced, "ratio", "tree, i.i.d.", 1000),
     (penalties_forget_the_draft, "ratio", "tree, chosen", 1000),

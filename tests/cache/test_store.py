@@ -317,6 +317,19 @@ def test_keep_after_a_preemption_is_replayed_causally() -> None:
     assert_consistent(store, [sequence])
 
 
+def test_keep_in_the_middle_of_a_replay_trusts_none_of_the_draft() -> None:
+    store = make_store()
+    sequence = store.open()
+    run(store, sequence, [1, 2, 3])
+    run(store, sequence, [50, 51, 52], Tree(parents=(-1, 0, 0)))
+    store.drop(sequence)
+    run(store, sequence, [1, 2, 3, 50, 51])
+    store.keep(sequence, 3, [0, 2])
+    assert sequence.num_resident == 3
+    run(store, sequence, [50, 52])
+    assert_consistent(store, [sequence])
+
+
 def test_kept_tokens_are_shared_as_a_prefix_and_dropped_ones_are_not() -> None:
     store = make_store()
     sequence = store.open()

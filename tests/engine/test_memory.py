@@ -13,6 +13,7 @@ from anyorder.core.forward import Decoding, forward
 from anyorder.core.method import Context, Method
 from anyorder.core.request import Request
 from anyorder.engine import memory
+from anyorder.engine.engine import Engine
 from anyorder.engine.memory import Memory
 
 
@@ -42,9 +43,11 @@ def test_the_least_recently_used_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     assert [known(name) for name in "abcd"] == [True, False, True, True]
 
 
-def remembered(script: Callable[[Context], object], *requests: Request) -> list[object]:
+def remembered(
+    engine: Engine, script: Callable[[Context], object], *requests: Request
+) -> list[object]:
     """What a method sees of `Context.shared` in each of these requests, one after the other."""
-    engine, found = tiny_engine(), []
+    found = []
 
     class Remembering(Method):
         def decode(self, context: Context) -> Decoding:
@@ -66,7 +69,9 @@ def test_requests_share_by_salt_unless_they_are_private() -> None:
     def ask(**changes: Any) -> Request:
         return Request(prompt=[1, 2], max_new_tokens=1, **changes)
 
+    engine = tiny_engine()
     found = remembered(
+        engine,
         lambda context: context.shared("list", list),
         ask(),
         ask(),
@@ -82,3 +87,4 @@ def test_requests_share_by_salt_unless_they_are_private() -> None:
     assert private is same_request, "the choices of one request share"
     groups = {id(thing) for thing in (plain, salted, private, other_request)}
     assert len(groups) == 4
+    assert len(engine._memory._things) == 2, "what is private takes no room from others"

@@ -88,6 +88,22 @@ def test_follows_bursts(check: float) -> None:
     assert sum(runs) / 4 < 1.13 * ideal
 
 
+@pytest.mark.parametrize("check", [0.02, 0.1, 0.25])
+def test_believes_a_trial_that_worked(check: float) -> None:
+    """Nothing for a long time, then everything: a few drafts later they are long."""
+    lengths = DraftLength(LONGEST)
+    options = {"plain": 1.0, "check": lambda k: 1 + check * k, "draft": lambda k: 0.0}
+    for _ in range(300):
+        lengths.record(0, lengths.choose(0, **options), 0)  # type: ignore[arg-type]
+    assert lengths.acceptance(0) < 0.1
+    drafts = []
+    for _ in range(200):
+        length = lengths.choose(0, **options)  # type: ignore[arg-type]
+        lengths.record(0, length, length)
+        drafts += [length] if length else []
+    assert drafts[0] <= 2 and drafts[7] >= 10, drafts[:8]
+
+
 def test_grades_are_told_apart() -> None:
     """One grade always hits, the other never does: the first is drafted for at length."""
     lengths = DraftLength(LONGEST)

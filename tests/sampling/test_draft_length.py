@@ -142,6 +142,11 @@ def test_only_what_was_proposed_counts() -> None:
     assert lengths.acceptance(0) == before
     lengths.record(0, 1, 1)
     assert lengths.acceptance(0) > before
+    while not lengths._is_trial:
+        lengths.record(0, lengths.choose(0, **options), 0)  # type: ignore[arg-type]
+    before = lengths.acceptance(0)
+    lengths.record(0, 0, 0)
+    assert lengths.acceptance(0) == before, "a trial that came to nothing says nothing"
     lengths.choose(0, **options)  # type: ignore[arg-type]
     lengths.record(0, 1, 0)
     assert lengths.acceptance(0) < before

@@ -27,7 +27,7 @@ def simulate(
     """Time over that of plain decoding, and the lengths chosen. A proposal is accepted with
     `chance(position, grade)`; grades come at random."""
     rng = random.Random(seed)
-    lengths = DraftLength(LONGEST)
+    lengths = DraftLength(LONGEST, lambda grade: 0.75)
     seconds, done, chosen = 0.0, 0, []
     while done < num_tokens:
         grade = rng.randrange(num_grades)
@@ -91,7 +91,7 @@ def test_follows_bursts(check: float) -> None:
 @pytest.mark.parametrize("check", [0.02, 0.1, 0.25])
 def test_believes_a_trial_that_worked(check: float) -> None:
     """Nothing for a long time, then everything: a few drafts later they are long."""
-    lengths = DraftLength(LONGEST)
+    lengths = DraftLength(LONGEST, lambda grade: 0.75)
     options = {"plain": 1.0, "check": lambda k: 1 + check * k, "draft": lambda k: 0.0}
     for _ in range(300):
         lengths.record(0, lengths.choose(0, **options), 0)  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_believes_a_trial_that_worked(check: float) -> None:
 
 def test_grades_are_told_apart() -> None:
     """One grade always hits, the other never does: the first is drafted for at length."""
-    lengths = DraftLength(LONGEST)
+    lengths = DraftLength(LONGEST, lambda grade: 0.75)
     options = {"plain": 1.0, "check": lambda k: 1 + 0.1 * k, "draft": lambda k: 0.0}
     for _ in range(40):
         for grade, hits in ((0, False), (1, True)):
@@ -118,7 +118,7 @@ def test_grades_are_told_apart() -> None:
 
 
 def test_an_unknown_plain_pass_is_made_first_and_an_unknown_check_is_tried() -> None:
-    lengths = DraftLength(8)
+    lengths = DraftLength(8, lambda grade: 0.75)
     assert lengths.choose(0, plain=None, check=lambda k: None, draft=lambda k: 0.0) == 0
     assert lengths.num_plain == 0, "not because none would have paid"
     assert lengths.choose(0, plain=1.0, check=lambda k: None, draft=lambda k: 0.0) == 8
@@ -126,7 +126,7 @@ def test_an_unknown_plain_pass_is_made_first_and_an_unknown_check_is_tried() -> 
 
 
 def test_an_impossible_draft_is_never_tried() -> None:
-    lengths = DraftLength(8)
+    lengths = DraftLength(8, lambda grade: 0.75)
     for _ in range(500):
         assert lengths.choose(0, plain=1.0, check=lambda k: 1.0, draft=lambda k: inf) == 0
     assert lengths.num_plain == lengths.num_steps == 500
@@ -134,7 +134,7 @@ def test_an_impossible_draft_is_never_tried() -> None:
 
 def test_only_what_was_proposed_counts() -> None:
     """The drafter may have had less than it was asked for, or nothing."""
-    lengths = DraftLength(8)
+    lengths = DraftLength(8, lambda grade: 0.75)
     options = {"plain": 1.0, "check": lambda k: 1 + 0.05 * k, "draft": lambda k: 0.0}
     assert lengths.choose(0, **options) > 1  # type: ignore[arg-type]
     before = lengths.acceptance(0)
@@ -154,9 +154,20 @@ def test_only_what_was_proposed_counts() -> None:
 
 @pytest.mark.parametrize("longest", [1, 2, 7, 64])
 def test_stays_within_the_limit_and_reaches_it(longest: int) -> None:
-    lengths, seen = DraftLength(longest), 0
+    lengths, seen = DraftLength(longest, lambda grade: 0.75), 0
     for _ in range(60):
         length = lengths.choose(0, plain=1.0, check=lambda k: 1.0, draft=lambda k: 0.0)
         lengths.record(0, length, length)
         seen = max(seen, length)
     assert seen == longest
+
+
+def test_a_grade_that_promises_little_is_not_tried_where_passes_are_dear() -> None:
+    lengths = DraftLength(16, lambda grade: 1 - 0.7 / grade)
+
+    def choose(grade: int, each: float) -> int:
+        return lengths.choose(grade, plain=1.0, check=lambda k: 1 + each * k, draft=lambda k: 0.0)
+
+    assert [choose(1, 0.2) for _ in range(300)] == [0] * 300, "nothing was tried: no trials"
+    assert choose(8, 0.2) > 2, "so that all credit is left for one that promises much"
+    assert choose(1, 0.01) > 0

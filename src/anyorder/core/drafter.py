@@ -85,6 +85,10 @@ class Drafter:
         """What the target must report besides (`Outputs.features`, `Outputs.heads`)."""
         return Outputs(token=False, logprob=False)
 
+    def chance(self, grade: int) -> float:
+        """The share of proposals of a grade that is expected to be accepted, before any was."""
+        return 0.75
+
     def num_tokens(self, limit: int) -> int:
         """Most tokens of a draft that is `limit` deep."""
         return limit

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 class PromptLookup(Drafter):
     """What followed the last tokens when they last occurred in prompt or text."""
 
-    longest: Annotated[int, Range(1, 16), "longest match looked for, in tokens"] = 5
+    longest: Annotated[int, Range(1, 16), "longest match looked for, in tokens"] = 8
     shortest: Annotated[int, Range(1, 16), "shortest match that is good enough"] = 1
+
+    def chance(self, grade: int) -> float:
+        # On answers of SmolLM2-135M: 0.2 to 0.6 after a match of one token, 0.4 to 0.7 after one of
+        # two, 0.8 of three, 0.9 and more of eight.
+        return 1 - 0.7 / max(grade, 1)
 
     def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
         return _Lookup(self, context.prompt)

@@ -45,6 +45,9 @@ class SuffixAutomaton(Drafter):
         int, Range(0, 1_000_000), "tokens of earlier outputs to match too; 0: this text alone"
     ] = 32768
 
+    def chance(self, grade: int) -> float:
+        return 1 - 0.7 / max(grade // 2, 1)  # as measured for prompt lookup
+
     def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
         size = self.remember
         outputs = None

@@ -74,7 +74,7 @@ class Speculative(Method):
         typical = self.acceptance == "typical" and context.request.temperature > 0
         fixed = typical or (draws and not coupled)  # the text depends on how much was proposed
         adapts = self.adaptive if self.adaptive is not None else not fixed
-        lengths = DraftLength(self.length) if adapts else None
+        lengths = DraftLength(self.length, self.drafter.chance) if adapts else None
         with (
             context.sequence() as sequence,
             closing(self.drafter.open(context, sequence=sequence, coupled=coupled)) as session,

@@ -17,10 +17,10 @@ from collections.abc import Callable
 _CANDIDATES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 _MEMORY = 0.85
 """What a tried proposal counts for after the next draft: acceptance comes in bursts."""
-_PRIOR = 0.75, 1.5
-"""Acceptance assumed at first, and how many proposals' weight that has."""
+_PRIOR = 1.5
+"""How many proposals' weight has what a drafter says of a grade before any was tried."""
 _DOUBT = 0.5, 0.6
-"""The same, but never forgotten: a few lucky drafts do not make the next one certain."""
+"""Acceptance and weight that are never forgotten: a few lucky drafts make the next not certain."""
 _CAUTION = 1.02
 """A draft must promise this much more than none."""
 _TRIAL = 2
@@ -38,7 +38,9 @@ _SAVINGS = 4.0
 class DraftLength:
     """Statistics of one text's drafts, by grade, and the length they speak for."""
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, prior: Callable[[int], float]) -> None:
+        """`longest` draft in tokens; `prior` is the acceptance to expect of a grade at first."""
+        self._prior = prior
         self._candidates = [k for k in _CANDIDATES if k < longest] + [longest]
         self._counts: dict[int, tuple[float, float]] = {}
         """By grade: proposals accepted and proposals tried, weighted by age."""
@@ -58,8 +60,7 @@ class DraftLength:
         return (accepted + value * weight) / (tried + weight)
 
     def _statistics(self, grade: int) -> tuple[float, float]:
-        value, weight = _PRIOR
-        return self._counts.get(grade, (value * weight, weight))
+        return self._counts.get(grade, (self._prior(grade) * _PRIOR, _PRIOR))
 
     def record(self, grade: int, proposed: int, accepted: int) -> None:
         """The draft that was last chosen, in the end of `proposed` tokens in a row, had `accepted`
@@ -108,8 +109,8 @@ class DraftLength:
             expected = sum(chance**n for n in range(length + 1))
             if expected / (1 + loss) > best_rate:
                 best, best_rate = length, expected / (1 + loss)
-            if length <= _TRIAL:
-                trial = length
+            if length <= _TRIAL and grade in self._counts:
+                trial = length  # what was tried speaks against it, and may have changed
         if best:
             return best
         self._is_trial = trial > 0

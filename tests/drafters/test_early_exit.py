@@ -18,10 +18,11 @@ from tests.methods.same_text import (
 )
 from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.request import Request
 from anyorder.model.loaded import LoadedModel
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 
 def options(length: int = 4, acceptance: str = "match", **drafter: Any) -> dict[str, Any]:

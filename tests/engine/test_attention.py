@@ -224,7 +224,7 @@ def test_a_role_of_its_own_has_a_cache_of_its_own() -> None:
     assert handle.result()
     for name, model in (("target", target), ("draft", draft)):
         network: Any = model.network
-        from anyorder.model.transformer import dense_batch
+        from anyorder.core.batch import dense_batch
 
         hidden = network.hidden(dense_batch(torch.tensor([[1, 2, 3, 4]])), None)
         torch.testing.assert_close(got[name], network.logits(hidden[-1:]), atol=1e-6, rtol=0)

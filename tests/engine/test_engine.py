@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.tiny import CONTEXT, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import (
     ContextOverflow,
     InvalidRequest,
@@ -21,7 +22,6 @@ from anyorder.core.errors import (
 )
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
-from anyorder.model.transformer import dense_batch
 
 
 def ids(seed: int, length: int) -> list[int]:

@@ -14,10 +14,10 @@ import torch
 from tests.cli.checkpoint import save_checkpoint
 from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.loaded import LoadedModel, load
-from anyorder.model.transformer import dense_batch
 
 CONTROLS: list[dict[str, Any]] = [
     {"logprobs": 2},

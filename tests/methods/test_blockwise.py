@@ -12,12 +12,13 @@ from tests.methods.same_text import SITUATIONS, assert_same_text, greedy, ids
 from tests.tiny import CONTEXT, tiny_config, tiny_engine, tiny_model
 from torch import nn
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UnsupportedMethod
 from anyorder.core.method import Abilities
 from anyorder.core.request import Request
 from anyorder.model.config import ModelConfig
 from anyorder.model.loaded import LoadedModel
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 NUM_HEADS = 3
 

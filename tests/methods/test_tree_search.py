@@ -13,12 +13,13 @@ from tests.cli.checkpoint import save_checkpoint
 from tests.methods.same_text import ids
 from tests.tiny import CONTEXT, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.method import Abilities
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.loaded import LoadedModel
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 
 @functools.cache

@@ -11,11 +11,12 @@ import torch
 from tests.model.checkpoints import random_ids, reference
 
 from anyorder.core import lookup
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError, UnknownName
 from anyorder.model.architecture import architecture, architectures, for_gguf_type, for_model_type
 from anyorder.model.config import LayerConfig, ModelConfig
 from anyorder.model.fields import Fields
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 
 def config_of(model_type: str, **fields: Any) -> ModelConfig:

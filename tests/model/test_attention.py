@@ -8,11 +8,11 @@ import pytest
 import torch
 from tests.model.paged import Cached, Pool
 
-from anyorder.core.batch import AttentionGroup
+from anyorder.core.batch import AttentionGroup, dense_batch
 from anyorder.model.attention import alibi_slopes
 from anyorder.model.backends.sdpa import Pattern, attend
 from anyorder.model.config import LayerConfig, ModelConfig, Rope
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 CONFIG = ModelConfig(

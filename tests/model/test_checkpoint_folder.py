@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model.checkpoints import random_ids, reference, save
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError, UnknownName
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.loading import load_network
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 QUERY = "model.layers.1.self_attn.q_proj.weight"

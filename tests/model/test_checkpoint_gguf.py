@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from tests.model.checkpoints import CONTEXT, FAMILIES, make, random_ids, save
 
+from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError, UnknownName
 from anyorder.model.checkpoint import open_gguf
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
-from anyorder.model.transformer import dense_batch
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),

@@ -28,14 +28,13 @@ from tests.drafter_folders import (
     write_target,
 )
 
-from anyorder.core.batch import PackedBatch
+from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError, UserError
 from anyorder.core.forward import CAUSAL, Attention, Explicit, Tree
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.eagle import Eagle
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.loaded import LoadedModel, load, load_draft
-from anyorder.model.transformer import dense_batch
 
 
 def ids(seed: int, length: int) -> list[int]:

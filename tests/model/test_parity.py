@@ -12,9 +12,10 @@ import torch
 from tests.model.checkpoints import FAMILIES, make, random_ids, reference, save
 from tests.model.paged import Cached
 
+from anyorder.core.batch import dense_batch
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.loading import load_network
-from anyorder.model.transformer import Transformer, dense_batch
+from anyorder.model.transformer import Transformer
 
 LENGTH = 40
 TOLERANCE = 1e-4

@@ -101,3 +101,35 @@ class Network(Protocol):
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, heads, vocabulary] of further prediction heads, for networks that
         have some: head h guesses the token h + 2 positions after its row's."""
+
+
+def dense_batch(
+    tokens_BT: torch.Tensor,
+    visible_BTT: torch.Tensor | None = None,
+    positions_BT: torch.Tensor | None = None,
+) -> PackedBatch:
+    """B sequences of equal length T from position 0, without a cache: for training and tests.
+
+    `visible_BTT` (bool; its first dimension may be 1) says which tokens see which; None is causal.
+    `positions_BT` are other positions, such as those within packed documents.
+    """
+    import torch
+
+    num_sequences, length = tokens_BT.shape
+    if positions_BT is None:
+        positions_BT = torch.arange(length, device=tokens_BT.device).expand(num_sequences, length)
+    group = AttentionGroup(
+        first_row=0,
+        num_requests=num_sequences,
+        num_queries=length,
+        pages_RP=None,
+        query_positions_RQ=positions_BT,
+        key_positions_RK=positions_BT,
+        visible_RQK=visible_BTT,
+    )
+    return PackedBatch(
+        tokens_N=tokens_BT.flatten(),
+        positions_N=positions_BT.flatten(),
+        slots_N=None,
+        groups=(group,),
+    )

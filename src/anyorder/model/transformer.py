@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
+from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.attention import Attention
 from anyorder.model.config import ModelConfig, NormPlacement
 from anyorder.model.layers import Mlp, make_norm
@@ -182,30 +182,6 @@ class Transformer(nn.Module):
         if config.embedding_norm:
             x_NW = self.embedding_norm(x_NW)
         return x_NW
-
-
-def dense_batch(tokens_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None) -> PackedBatch:
-    """Sequences of equal length from position 0, without a cache: for training and tests.
-
-    `visible_BTT` (bool; its first dimension may be 1) says which tokens see which; None is causal.
-    """
-    num_sequences, length = tokens_BT.shape
-    positions_BT = torch.arange(length, device=tokens_BT.device).expand(num_sequences, length)
-    group = AttentionGroup(
-        first_row=0,
-        num_requests=num_sequences,
-        num_queries=length,
-        pages_RP=None,
-        query_positions_RQ=positions_BT,
-        key_positions_RK=positions_BT,
-        visible_RQK=visible_BTT,
-    )
-    return PackedBatch(
-        tokens_N=tokens_BT.flatten(),
-        positions_N=positions_BT.flatten(),
-        slots_N=None,
-        groups=(group,),
-    )
 
 
 def make_embedding(num_rows: int, width: int) -> nn.Embedding:

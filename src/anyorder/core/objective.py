@@ -1,0 +1,90 @@
+"""A training objective: frozen options plus `loss(model, batch, rng)`.
+
+One file an objective in `training/objectives/`, found by its name like a method. Objectives see a
+model through `TrainableModel`, the decoder that inference runs too, and know nothing of optimisers,
+files or devices.
+
+Shape suffixes: B sequences, T tokens each, N = B * T packed tokens, M some of them, W width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from anyorder.core.errors import UserError
+from anyorder.core.options import validate
+
+if TYPE_CHECKING:
+    import torch
+
+    from anyorder.core.batch import PackedBatch
+    from anyorder.core.method import Abilities
+
+
+class TrainableModel(Protocol):
+    """A decoder as an objective sees it."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """Vocabulary, context, mask token, end tokens, ..."""
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states [N, W], with gradients; `core.batch.dense_batch` makes the batch."""
+
+    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, V] of some rows of `hidden`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingBatch:
+    """Sequences of equal length, packed from documents."""
+
+    tokens_BT: torch.Tensor
+    """int64"""
+    documents_BT: torch.Tensor
+    """int64; which document of its row a token belongs to, -1 for padding. Tokens of different
+    documents never see each other, and positions begin anew with each."""
+    targets_BT: torch.Tensor
+    """bool; tokens that the objective may ask the model to produce. False for padding and for what
+    is only given (a prompt)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loss:
+    """What one batch cost."""
+
+    total: torch.Tensor
+    """Scalar with gradients: the sum over `weight` units, not their mean, so that batches of
+    different sizes add up to what one large batch would have given."""
+    weight: float
+    """How many units (usually target tokens) `total` is a sum over."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Sums over the same units of what else is worth a line in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Base of all objectives. A subclass's fields are its options."""
+
+    attention: ClassVar[str] = "causal"
+    """The kind of attention that a model trained with it has learnt (`Abilities.attention`)."""
+    needs_mask_token: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
+        """The batch's loss. All randomness comes from `rng` (on the CPU), so that a step can be
+        repeated exactly."""
+        raise AssertionError(f"{type(self).__name__} does not define loss()")
+
+    def check(self, abilities: Abilities) -> None:
+        """Raise UserError if the model lacks what the objective needs."""
+        if self.needs_mask_token and abilities.mask_token is None:
+            raise UserError(
+                f"{type(self).__name__} needs a mask token; {abilities.name} has none. Give the "
+                "recipe's tokenizer one."
+            )

@@ -152,6 +152,9 @@ def measure(
             if number:
                 for name, total in totals.items():
                     samples[kind][name].append(total)
+                    rate = total.num_new / total.seconds
+                    ratio = totals[PLAIN].seconds / total.seconds
+                    tell(f"round {number}, {kind}, {name}: {rate:.1f} tok/s, {ratio:.2f}")
     return samples
 
 

@@ -1,18 +1,20 @@
 """How far to draft: as far as pays, judged by measured acceptance and measured passes.
 
-With a chance of `a` that the next proposal is accepted, a draft of k tokens makes
-(1 - a^(k+1)) / (1 - a) tokens final in one check (Leviathan et al., 2023, arXiv:2211.17192). The
-length that makes most tokens per second is taken; where that is none at all, the text goes on one
-token at a time and a short draft is tried now and then.
+With a chance of `f` that the first proposal is accepted and of `a` that the next one is after one
+that was, a draft of k tokens makes 1 + f (1 - a^k) / (1 - a) tokens final in one check (Leviathan
+et al., 2023, arXiv:2211.17192, with f = a). The two differ: where a text begins to copy, the first
+token is the doubtful one. The length that makes most tokens per second is taken; where that is none
+at all, the text goes on one token at a time and a short draft is tried now and then.
 
 Estimates err, and a text may change its nature, so an account is kept of what drafts have saved and
-lost. A draft must be affordable even if nothing of it is accepted. That bounds the loss on a text
-where no draft helps: a pass, and then a small share of the time, whatever a check costs.
+lost, and the loss to expect of a draft must be covered. That bounds the loss on a text where no
+draft helps: about a pass, and then a small share of the time, whatever a check costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 _CANDIDATES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 _MEMORY = 0.85
@@ -27,7 +29,7 @@ _TRIAL = 2
 """Tokens of a draft that is tried although it promises nothing ..."""
 _TRUST = 2.0
 """... and how many proposals' weight the statistics have that spoke against it."""
-_CREDIT = 1.0
+_CREDIT = 0.75
 """Plain passes that drafting may lose at first ..."""
 _SHARE = 0.01
 """... and with every step ..."""
@@ -43,7 +45,9 @@ class DraftLength:
         self._prior = prior
         self._candidates = [k for k in _CANDIDATES if k < longest] + [longest]
         self._counts: dict[int, tuple[float, float]] = {}
-        """By grade: proposals accepted and proposals tried, weighted by age."""
+        """By grade: first proposals accepted and tried, weighted by age."""
+        self._later: dict[int, tuple[float, float]] = {}
+        """The same of proposals after an accepted one."""
         self._funds = _CREDIT
         """What drafts may lose now, in plain passes."""
         self._losses: Callable[[int], float] = lambda length: 0.0
@@ -53,14 +57,16 @@ class DraftLength:
         self.num_plain = 0
         """Steps without a draft because none would have paid."""
 
-    def acceptance(self, grade: int) -> float:
-        """The chance that a proposal is accepted after the one before it was."""
-        accepted, tried = self._statistics(grade)
-        value, weight = _DOUBT
-        return (accepted + value * weight) / (tried + weight)
+    def first(self, grade: int) -> float:
+        """The chance that the first proposal is accepted."""
+        return _chance(self._counts.get(grade, self._expected(grade)))
 
-    def _statistics(self, grade: int) -> tuple[float, float]:
-        return self._counts.get(grade, (self._prior(grade) * _PRIOR, _PRIOR))
+    def later(self, grade: int) -> float:
+        """The chance that a proposal is accepted after the one before it was."""
+        return _chance(self._later.get(grade, self._expected(grade)))
+
+    def _expected(self, grade: int) -> tuple[float, float]:
+        return self._prior(grade) * _PRIOR, _PRIOR
 
     def record(self, grade: int, proposed: int, accepted: int) -> None:
         """The draft that was last chosen, in the end of `proposed` tokens in a row, had `accepted`
@@ -68,12 +74,19 @@ class DraftLength:
         if not proposed:
             return
         self._earn(accepted - self._losses(proposed))
-        tried = accepted + (accepted < proposed)
-        old_accepted, old_tried = self._statistics(grade)
+        self._count(self._counts, grade, min(accepted, 1), 1)
+        if accepted and proposed > 1:
+            tried = accepted - 1 + (accepted < proposed)
+            self._count(self._later, grade, accepted - 1, tried)
+
+    def _count(
+        self, counts: dict[int, tuple[float, float]], grade: int, accepted: int, tried: int
+    ) -> None:
+        old_accepted, old_tried = counts.get(grade, self._expected(grade))
         decay = _MEMORY**tried
         if self._is_trial:
             decay = min(decay, _TRUST / old_tried)
-        self._counts[grade] = old_accepted * decay + accepted, old_tried * decay + tried
+        counts[grade] = old_accepted * decay + accepted, old_tried * decay + tried
 
     def choose(
         self,
@@ -100,13 +113,13 @@ class DraftLength:
 
         self._losses = losses
         self._earn(_SHARE)
-        chance = self.acceptance(grade)
+        first, later = self.first(grade), self.later(grade)
         best, best_rate, trial = 0, _CAUTION, 0
         for length in self._candidates:
             loss = losses(length)
-            if loss > self._funds:
+            if loss == inf or loss * (1 - first) > self._funds:
                 continue
-            expected = sum(chance**n for n in range(length + 1))
+            expected = 1 + first * sum(later**n for n in range(length))
             if expected / (1 + loss) > best_rate:
                 best, best_rate = length, expected / (1 + loss)
             if length <= _TRIAL and grade in self._counts:
@@ -119,3 +132,8 @@ class DraftLength:
 
     def _earn(self, passes: float) -> None:
         self._funds = min(self._funds + passes, _SAVINGS)
+
+
+def _chance(counts: tuple[float, float]) -> float:
+    (accepted, tried), (value, weight) = counts, _DOUBT
+    return (accepted + value * weight) / (tried + weight)

@@ -10,31 +10,51 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.texts import hundred
 
+if TYPE_CHECKING:
+    from anyorder.model.loaded import LoadedModel
+
 MODEL = "smollm2-135m-instruct"
 _ALTERNATIVES = 20
+RANDOM: Mapping[str, dict[str, object]] = {
+    "medusa": {"nodes": 6, "top": 2},
+    "eagle": {"nodes": 6, "top": 2},
+    "block_drafter": {},
+}
+"""Drafters whose networks are random here: they propose nonsense, which must change nothing."""
 SIDES: Mapping[str, tuple[str, dict[str, object]]] = {
-    "prompt_lookup": ("speculative", {"drafter": "prompt_lookup", "adaptive": False}),
-    "suffix_automaton": ("speculative", {"drafter": "suffix_automaton", "adaptive": False}),
-    "draft_model": ("speculative", {"drafter": "draft_model", "adaptive": False, "length": 4}),
+    **{
+        name: ("speculative", {"drafter": name, "adaptive": False, "length": 4})
+        for name in ("prompt_lookup", "suffix_automaton", "draft_model", "early_exit")
+    },
     "draft_model, tree": (
         "speculative",
         {
             "drafter": {"name": "draft_model", "branches": "3,2"},
             "adaptive": False,
-            "length": 3,
+            "length": 2,
         },
     ),
-    "early_exit": ("speculative", {"drafter": "early_exit", "adaptive": False, "length": 4}),
-    "jacobi": ("jacobi", {}),
-    "lookahead": ("lookahead", {}),
+    **{
+        name: (
+            "speculative",
+            {"drafter": {"name": name, **options}, "adaptive": False, "length": 3},
+        )
+        for name, options in RANDOM.items()
+    },
+    "jacobi": ("jacobi", {"size": 5}),
+    "lookahead": ("lookahead", {"window": 3, "ngram": 3, "guesses": 3}),
+    "blockwise": ("blockwise", {}),
 }
+"""Short drafts, so that a hundred of them fit a pass; all are made, whether they pay or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +69,11 @@ class Line:
     accepted: float
 
 
-def compare(engine: Any, prompts: Sequence[str], num_new: int, names: Sequence[str]) -> list[Line]:
-    """Every side's texts beside plain decoding's."""
+def compare(
+    engines: Mapping[str, Any], prompts: Sequence[str], num_new: int, names: Sequence[str]
+) -> list[Line]:
+    """Every side's texts beside plain decoding's. `engines` are by draft model; sides that are not
+    listed use the one called "draft_model"."""
     import anyorder
 
     def requests(method: str, options: dict[str, object], logprobs: int = 0) -> list[Any]:
@@ -65,11 +88,12 @@ def compare(engine: Any, prompts: Sequence[str], num_new: int, names: Sequence[s
             for prompt in prompts
         ]
 
-    plain = engine.generate(requests("autoregressive", {}, _ALTERNATIVES))
+    default = engines["draft_model"]
+    plain = default.generate(requests("autoregressive", {}, _ALTERNATIVES))
     lines = []
     for name in names:
         print(name, file=sys.stderr, flush=True)
-        made = engine.generate(requests(*SIDES[name]))
+        made = engines.get(name, default).generate(requests(*SIDES[name]))
         gaps = [
             gap(one, other)
             for one, other in zip(plain, made, strict=True)
@@ -86,6 +110,22 @@ def compare(engine: Any, prompts: Sequence[str], num_new: int, names: Sequence[s
             )
         )
     return lines
+
+
+def open_engines(target: LoadedModel, draft_layers: int) -> dict[str, Any]:
+    """An engine for every draft model; all share the target."""
+    import anyorder
+    from benchmarks.draft_models import lower_layers, random_drafter
+
+    size = {"cache_tokens": 32768}
+    engines = {
+        "draft_model": anyorder.Engine(target, draft=lower_layers(target, draft_layers), **size)
+    }
+    with tempfile.TemporaryDirectory(prefix="anyorder-benchmark-") as folder:
+        for name in RANDOM:
+            drafter = random_drafter(name, target, Path(folder) / name)
+            engines[name] = anyorder.Engine(target, draft=drafter, **size)
+    return {**engines, "blockwise": engines["medusa"]}
 
 
 def gap(plain: Any, other: Any) -> float:
@@ -120,14 +160,12 @@ def main(arguments: list[str]) -> int:
     unknown = [name for name in options.sides if name not in SIDES]
     if unknown:
         parser.error(f"unknown side {unknown[0]!r}; sides: {', '.join(SIDES)}.")
-    import anyorder
     from anyorder.model.loaded import load
-    from benchmarks.truncated import lower_layers
 
     target = load(MODEL, dtype=options.dtype)
-    engine = anyorder.Engine(target, draft=lower_layers(target, options.draft_layers))
+    engines = open_engines(target, options.draft_layers)
     prompts = hundred()[:: max(1, 100 // options.prompts)][: options.prompts]
-    lines = compare(engine, prompts, options.new, options.sides or list(SIDES))
+    lines = compare(engines, prompts, options.new, options.sides or list(SIDES))
     print(table(lines, options.dtype))
     return int(options.dtype == "float32" and any(line.gaps for line in lines))
 

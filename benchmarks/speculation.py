@@ -226,7 +226,7 @@ def open_sides(
 
     import anyorder
     from anyorder.model.loaded import load
-    from benchmarks.truncated import lower_layers
+    from benchmarks.draft_models import lower_layers
 
     logging.set_verbosity_error()
     reference: Any = AutoModelForCausalLM.from_pretrained(folder / dtype, dtype=dtype).eval()

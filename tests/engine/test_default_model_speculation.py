@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from benchmarks.identity import SIDES, compare
+from benchmarks.identity import SIDES, compare, open_engines
 from benchmarks.texts import COPY, hundred
-from benchmarks.truncated import lower_layers
 
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
@@ -20,19 +19,20 @@ pytestmark = [pytest.mark.weights, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    target = load("smollm2-135m-instruct", dtype="float32")
-    return Engine(target, draft=lower_layers(target, 4), cache_tokens=32768)
+def engines() -> dict[str, Engine]:
+    return open_engines(load("smollm2-135m-instruct", dtype="float32"), draft_layers=4)
 
 
-def test_greedy_texts_are_those_of_plain_decoding(engine: Engine) -> None:
-    for line in compare(engine, hundred()[::12], 12, list(SIDES)):
+def test_greedy_texts_are_those_of_plain_decoding(engines: dict[str, Engine]) -> None:
+    for line in compare(engines, hundred()[::12], 12, list(SIDES)):
         assert line.same == line.texts == 9, line
 
 
-def test_a_text_that_copies_from_its_prompt_takes_a_third_of_the_passes(engine: Engine) -> None:
+def test_copying_takes_a_third_of_the_passes(
+    engines: dict[str, Engine],
+) -> None:
     prompt: Any = COPY[0]
-    answers: list[Completion] = engine.generate(
+    answers: list[Completion] = engines["draft_model"].generate(
         [
             Request(prompt=prompt, max_new_tokens=64),
             Request(

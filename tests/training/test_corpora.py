@@ -128,8 +128,8 @@ def bible_module(verses: dict[int, str]) -> str:
 def test_bible(environment: Settings) -> None:
     first = {
         1001001: "In the  beginning.",
-        1001002: "And.\\\\\\\\",
-        1001003: "\\\\\\\\2:1\\\\\\\\Thus",
+        1001002: "And.\\\\",
+        1001003: "\\\\2:1\\\\Thus",
     }
     second = {1001001: "At the first.", 1001002: "And then.", 1002001: "So", 1003001: "More"}
     packages: dict[str, Files] = {
@@ -201,7 +201,7 @@ def test_standard_library(environment: Settings) -> None:
     _, rows = pull("python-standard-library", offline)
     texts = {row["title"]: row["text"] for row in rows}
     assert texts["json/decoder.py"] == Path(json.decoder.__file__).read_text("utf-8")
-    assert len(texts) > 300 and not any("test/" in title for title in texts)
+    assert len(texts) > 300 and not any("/test" in f"/{title}" for title in texts)
 
 
 # ---------------------------------------------------------------------------------------- pulling

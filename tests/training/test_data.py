@@ -203,8 +203,8 @@ def test_validation_split(tokenizer: Tokenizer, tmp_path: Path) -> None:
             validation=0.2,
             part=part,
         )
-        tokens = dataset.batch(0, batch_size=1).tokens_BT[0].tolist()
-        return {text for text in documents if text in tokenizer.decode(tokens)}
+        whole = tokenizer.decode(dataset.batch(0, batch_size=1).tokens_BT[0].tolist())
+        return {text for text in documents if text in whole}
 
     held_out = side(first, "validation", 0)
     assert held_out | side(first, "train", 5) == set(documents)

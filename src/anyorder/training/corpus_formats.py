@@ -118,7 +118,8 @@ def _verses(folder: Path) -> dict[int, str]:
     verse may begin with an escaped number, such as \\\\43:1\\\\: the usual one, where they differ.
     """
     source = only(folder, "*/plain_text_readers_bible.py")[0].read_text("utf-8")
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    calls = [node for node in nodes if ast.unparse(node.func) == "Bible"]
     try:
         text = source.split('"""', 2)[1]
         starts, ends = (ast.literal_eval(argument) for argument in calls[0].args[2:4])

@@ -68,7 +68,9 @@ def open_store(
     source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress
 ) -> TokenStore:
     """The source's tokens, made now if they are not in `folder` yet."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16)
+    if tokenizer.vocabulary_size > 1 << 16:
+        dtype = np.dtype(np.uint32)
     place = folder / _name(source, tokenizer)
     try:
         with exclusive(place):

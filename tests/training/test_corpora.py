@@ -160,9 +160,11 @@ def test_libreoffice_help(environment: Settings) -> None:
     english = page(
         '<h1 id="hd_1">The&nbsp;title</h1><p id="par_2">Press\n ' + spans + "+<b>A</b>.</p>",
         '<p>no id</p><p id="par_3">only here</p><p id="par_4"><img src="x"></p>',
+        '<p id="par_5">=SUM(A1)</p>',
     )
     german = page(
         '<h1 id="hd_1">Der Titel</h1><p id="par_9">nur hier</p><p id="par_4">x</p>',
+        '<p id="par_5">=SUM(A1)</p>',
         '<p id="par_2">Drücken Sie ' + spans.replace("Ctrl", "Strg") + "+A.</p>",
     )
     places = [f"usr/share/libreoffice/help/{language}/text/a/" for language in ("en-US", "de")]

@@ -145,9 +145,9 @@ CATALOG: dict[str, Corpus] = {
         ),
         Corpus(
             name="abc-tunes",
-            description="Irish, Scottish and American tunes of 1778 to 1883, ABC notation",
-            licence="tunes: public domain; transcriptions: distributed by music21 with the "
-            "transcribers' permission; package: BSD-3-Clause",
+            description="Irish, Scottish and American tunes, ABC notation",
+            # music21's corpus/license.txt: encoders gave permission; these three state no terms.
+            licence="tunes: public domain; encodings: by permission to music21; package: BSD",
             packages=(_MUSIC21,),
             rows=formats.tunes,
         ),

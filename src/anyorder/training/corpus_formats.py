@@ -137,7 +137,8 @@ def _verses(folder: Path) -> dict[int, str]:
 
 # ------------------------------------------------------------------------------- LibreOffice help
 def help_pairs(folders: Sequence[Path]) -> Iterator[Row]:
-    """Paragraphs with the same id on the same page in two languages, each pair once."""
+    """Paragraphs with the same id on the same page in two languages, each pair once; not those
+    that are the same in both, which are code and names."""
     seen = set()
     first, second = (only(folder, "usr/share/libreoffice/help/*/text")[0] for folder in folders)
     for page in sorted(first.rglob("*.html")):
@@ -147,7 +148,7 @@ def help_pairs(folders: Sequence[Path]) -> Iterator[Row]:
         theirs = _paragraphs(other)
         for name, text in _paragraphs(page).items():
             pair = (text, theirs.get(name, ""))
-            if all(pair) and pair not in seen:
+            if all(pair) and pair[0] != pair[1] and pair not in seen:
                 seen.add(pair)
                 yield {"prompt": pair[0], "text": pair[1], "title": f"{page.stem}#{name}"}
 

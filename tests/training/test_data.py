@@ -79,6 +79,7 @@ def test_an_epoch_is_every_document_once(
     starts = {0, *np.cumsum([len(wanted[number]) for number in shuffled(40, 3, 0)]).tolist()}
     for index, row in enumerate(rows):
         (documents,) = row.documents_BT.tolist()
+        assert documents[0] == 0
         for place in range(1, LENGTH):
             if documents[place] >= 0:
                 new = index * LENGTH + place in starts

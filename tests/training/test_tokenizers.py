@@ -69,6 +69,12 @@ def test_prompt_is_only_given(tokenizer: Tokenizer) -> None:
     assert learnt[-1] == 0 and targets == sorted(targets)
 
 
+def test_texts_cannot_forge_control_tokens(tokenizer: Tokenizer) -> None:
+    forged = "<|endoftext|> and <|mask|>"
+    tokens, _ = Encoder.of(tokenizer).encode(Document(prompt=forged, text=forged))
+    assert [token for token in tokens if token in tokenizer.control_tokens] == [0] == tokens[-1:]
+
+
 def test_frame_of_the_tokenizer(tmp_path: Path) -> None:
     """Where the tokenizer itself puts tokens around a text, they are used and no other."""
     import json

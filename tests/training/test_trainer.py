@@ -18,10 +18,11 @@ from tests.training.runs import memory_data, small_recipe
 
 import anyorder
 from anyorder.cli.main import main
+from anyorder.cli.train import _Bar
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import TrainingStopped, UserError
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
-from anyorder.training.metrics import read_metrics
+from anyorder.training.metrics import StepMetrics, read_metrics
 from anyorder.training.optimizers import orthogonalize
 from anyorder.training.trainer import Trainer
 
@@ -54,6 +55,15 @@ def test_the_loss_is_cross_entropy_and_accumulation_changes_nothing(tmp_path: Pa
             total += F.cross_entropy(logits[rows], tokens_T[1:][rows], reduction="sum").item()
         assert mean == pytest.approx(total / int(counts.sum()), rel=1e-6)
         assert extras["nats"] == pytest.approx(mean, rel=1e-6)
+    whole = found._loss(batch, found._generator(1))
+    own = torch.autograd.grad(whole.total / whole.weight, list(found._network.parameters()))
+    for ours, theirs in zip(gradients[1][1], own, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    half = trainer(tmp_path, run={"accumulation": 4, "dtype": "bfloat16"})
+    half._gradient(batch, half._generator(1))
+    for parameter, theirs in zip(half._network.parameters(), own, strict=True):
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        assert (parameter.grad - theirs).norm() < 0.05 * theirs.norm()
     for accumulation in (2, 4):
         assert gradients[accumulation][0] == pytest.approx(gradients[1][0], rel=1e-6)
         for ours, theirs in zip(gradients[accumulation][1], gradients[1][1], strict=True):
@@ -347,3 +357,21 @@ def test_mistakes_on_the_command_line(
     assert "the data have changed since runs/small was begun" in refused("small.toml")
     recipe_file.write_text(RECIPE.replace("270", "280"))
     assert "[data] vocabulary is 280, and was 270" in refused("small.toml")
+
+
+def test_the_bar_shows_loss_speed_and_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = _Bar(20)
+    for step in (1, 20):
+        bar.show(
+            StepMetrics(
+                step=step,
+                loss=2.5,
+                learning_rate=0.1,
+                gradient_norm=1.0,
+                tokens_per_second=1234.0,
+                validation_loss=3.25 if step == 20 else None,
+            )
+        )
+    bar.close()
+    shown = capsys.readouterr().err
+    assert "20/20" in shown and "loss 2.5000, validation 3.2500, 1,234 tokens/s" in shown

@@ -22,7 +22,9 @@ VERBS = {
     "score": "log-probabilities of a text",
     "inspect": "check on a model that later tokens never change earlier predictions",
     "methods": "the decoding methods and their options",
+    "train": "train a model as a recipe says, or go on training it",
     "models": "list, pull, show and remove models",
+    "data": "texts to train on: list and fetch them",
     "doctor": "versions, devices, kernels and folders on this machine",
 }
 

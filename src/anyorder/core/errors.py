@@ -11,7 +11,8 @@
     │   ├── CheckpointError           a model's files are damaged, hostile or of an unknown kind
     │   │   └── TemplateError         a chat template fails or tries to leave its sandbox
     │   └── ModelUnavailable          the model is not on this machine and cannot be fetched
-    └── RequestFailed                 a request failed while running; others went on
+    ├── RequestFailed                 a request failed while running; others went on
+    └── TrainingStopped               the loss is no number or diverges
 
 Messages are one line: what was given, what is allowed, what to do.
 """
@@ -77,3 +78,7 @@ class ModelUnavailable(UserError):
 
 class RequestFailed(AnyorderError, RuntimeError):
     """A request failed while running; the cause is chained and other requests went on."""
+
+
+class TrainingStopped(AnyorderError, RuntimeError):
+    """Training cannot usefully go on; the message says at which step and what to try."""

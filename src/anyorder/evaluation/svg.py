@@ -123,10 +123,15 @@ class Svg:
         paint = f' class="{style}"' if style else f' fill="{fill}"'
         self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"{paint}/>')
 
-    def line(self, points: Seq[tuple[float, float]], *, style: str = "axis") -> None:
-        """A thin line through points."""
+    def line(
+        self, points: Seq[tuple[float, float]], *, style: str = "axis", stroke: str = ""
+    ) -> None:
+        """A thin line through points, coloured by class or by a fixed `stroke`."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self._parts.append(f'<polyline points="{path}" class="{style}"/>')
+        paint = f'class="{style}"'
+        if stroke:
+            paint = f'fill="none" stroke="{stroke}" stroke-width="1.5"'
+        self._parts.append(f'<polyline points="{path}" {paint}/>')
 
     def open_group(self, *, tooltip: str, step: int | None = None) -> None:
         """Shapes up to `close_group` show `tooltip` when pointed at; `step` is for scripts."""

@@ -82,7 +82,7 @@ def fill(
     _check(parameters, config, source, names, prefix, owner, ignored)
     for count, (name, empty) in enumerate(parameters.items(), start=1):
         filled = torch.empty(empty.shape, dtype=dtype, device=device)
-        for part in _parts(name, filled, config, names, prefix):
+        for part in parts(name, filled, config, names, prefix):
             _fill(part, source, config)
         if config.norm_scale_offset and "norm" in name and source.format == "safetensors":
             filled += config.norm_scale_offset
@@ -94,7 +94,7 @@ def fill(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
+class Part:
     """A view of a parameter and the tensor that fills it."""
 
     tensor: str
@@ -107,9 +107,9 @@ class _Part:
         return shape[::-1] if self.stored.transposed else shape
 
 
-def _parts(
+def parts(
     name: str, parameter: torch.Tensor, config: ModelConfig, names: NameMap, prefix: str
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """What fills the parameter: one tensor, one per fused projection, or one per expert."""
     stem, _, attribute = name.rpartition(".")
     numbered = re.match(r"layers\.(\d+)\.(.*)", stem)
@@ -137,11 +137,11 @@ def _parts(
         if key == "head":
             plain = plain.removeprefix(prefix)
         if "{expert}" not in plain:
-            yield _Part(tensor=f"{plain}.{attribute}", stored=stored, target=piece)
+            yield Part(tensor=f"{plain}.{attribute}", stored=stored, target=piece)
             continue
         for expert in range(len(piece)):
             tensor = f"{plain.replace('{expert}', str(expert))}.{attribute}"
-            yield _Part(tensor=tensor, stored=stored, target=piece[expert])
+            yield Part(tensor=tensor, stored=stored, target=piece[expert])
 
 
 def _check(
@@ -156,7 +156,7 @@ def _check(
     """Compare all names and shapes with what the configuration calls for."""
     unused = set(source.names())
     for name, parameter in parameters.items():
-        for part in _parts(name, parameter, config, names, prefix):
+        for part in parts(name, parameter, config, names, prefix):
             if part.tensor not in unused:
                 raise CheckpointError(
                     f"the checkpoint lacks tensor {part.tensor!r}; fetch it again."
@@ -177,7 +177,7 @@ def _check(
         )
 
 
-def _fill(part: _Part, source: TensorSource, config: ModelConfig) -> None:
+def _fill(part: Part, source: TensorSource, config: ModelConfig) -> None:
     is_plain = not part.stored.transposed and part.stored.order is None
     direct = is_plain and part.target.is_contiguous() and part.target.device.type == "cpu"
     values = source.read(part.tensor, out=part.target if direct else None)

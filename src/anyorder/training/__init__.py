@@ -1,0 +1,1 @@
+"""Training: recipes, data, the loop; objectives are found by name, like methods."""

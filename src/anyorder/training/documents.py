@@ -1,0 +1,107 @@
+"""What the readers hand on: one document, as text whose parts may be learnt or are only given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyorder.core.errors import UserError
+
+if TYPE_CHECKING:
+    from anyorder.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A prompt (given) and a text (to be learnt), or a chat, whose assistant turns are learnt."""
+
+    text: str = ""
+    prompt: str = ""
+    messages: Sequence[Mapping[str, Any]] = ()
+    """Of a chat; text and prompt are empty then."""
+
+    @property
+    def key(self) -> str:
+        """What decides between training and validation: documents of equal key stay together.
+
+        With a prompt it is the prompt, so that no validation prompt was ever seen in training.
+        """
+        return self.prompt or self.text or "\0".join(str(m.get("content")) for m in self.messages)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its text in UTF-8."""
+        contents = [str(message.get("content", "")) for message in self.messages]
+        return sum(len(part.encode()) for part in (self.prompt, self.text, *contents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Documents to token ids with target flags. Texts never yield control tokens."""
+
+    tokenizer: Tokenizer
+    before: tuple[int, ...]
+    """What the tokenizer puts before every text (BOS); given, not learnt."""
+    after: tuple[int, ...]
+    """What ends a text; learnt."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Encoder:
+        """The tokenizer's own frame, and its end token where the frame has none."""
+        plain = tokenizer.encode("a", add_special=False)
+        framed = tokenizer.encode("a")
+        start = next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
+        after = tuple(framed[start + len(plain) :])
+        if not after and tokenizer.end_tokens:
+            # Declared or named so; of several, the lowest id is the text's end, not a turn's, in
+            # every vocabulary whose control tokens are listed from the most general one on.
+            after = (min(tokenizer.end_tokens),)
+        return cls(tokenizer=tokenizer, before=tuple(framed[:start]), after=after)
+
+    def encode(self, document: Document) -> tuple[list[int], list[bool]]:
+        """Token ids and, for each, whether it may be learnt."""
+        if document.messages:
+            return self._chat(document.messages)
+        prompt = [*self.before, *self._spell(document.prompt)]
+        text = [*self._spell(document.text), *self.after]
+        return prompt + text, [False] * len(prompt) + [True] * len(text)
+
+    def _spell(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special=False, parse_special=False) if text else []
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+        """A turn's tokens are what the chat up to it has and the chat that asks for it has not."""
+        tokens = self.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+        targets = [False] * len(tokens)
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = 0
+            if place:
+                start = self._agreement(tokens, messages[:place], add_generation_prompt=True)
+            end = self._agreement(tokens, messages[: place + 1], add_generation_prompt=False)
+            targets[start:end] = [True] * (end - start)
+        return tokens, targets
+
+    def _agreement(
+        self,
+        tokens: list[int],
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+    ) -> int:
+        """How many tokens a shorter chat shares with the whole one: all, but for a last token that
+        merged with what follows."""
+        shorter = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt
+        )
+        pairs = enumerate(zip(shorter, tokens, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(shorter), len(tokens)))
+        if shared < len(shorter) - 1:
+            raise UserError(
+                f"the tokenizer's chat template lays out {len(messages)} messages differently when "
+                "more follow, so an assistant's turn cannot be told from the rest; use a template "
+                "that only ever appends."
+            )
+        return shared

@@ -1,0 +1,82 @@
+"""Opens what a recipe's [data] names: the tokenizer, found or trained, and the packed sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from anyorder.core.errors import UserError
+from anyorder.model.saving import whole_folder
+from anyorder.model.tokenizer import Tokenizer
+from anyorder.training.config import Recipe
+from anyorder.training.data import PackedDataset, prepare
+from anyorder.training.readers import Source, read
+from anyorder.training.setup import TrainingData, tokenizer_folder
+from anyorder.training.token_store import Progress
+from anyorder.training.tokenizers import train_tokenizer
+
+
+def open_data(
+    recipe: Recipe, output: Path, *, resumed: bool, progress: Progress | None = None
+) -> TrainingData:
+    """The recipe's data. A trained tokenizer is kept in `output` for when the run is resumed, and
+    so are the tokens."""
+    sources = [
+        source
+        if source.path is None
+        else dataclasses.replace(source, path=str(recipe.path(source.path)))
+        for source in recipe.data.sources
+    ]
+    folder = _tokenizer(recipe, sources, output / "tokenizer", resumed=resumed)
+    tokenizer = Tokenizer.from_folder(folder)
+
+    def part(validation: bool) -> PackedDataset:
+        return prepare(
+            sources,
+            tokenizer,
+            output / "data",
+            length=recipe.data.length,
+            seed=recipe.run.seed,
+            validation=recipe.data.validation,
+            part="validation" if validation else "train",
+            progress=progress,
+        )
+
+    prints = "".join(source.fingerprint() for source in sources)
+    return TrainingData(
+        train=part(False),
+        validation=part(True) if recipe.data.validation else None,
+        tokenizer_folder=folder,
+        fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
+    )
+
+
+def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed: bool) -> Path:
+    size = recipe.data.vocabulary
+    if size is None:
+        named = recipe.data.tokenizer or recipe.model.init
+        assert named is not None, "a recipe has a tokenizer"
+        return tokenizer_folder(recipe.source(named))
+    if not (resumed and trained.exists()):
+        texts = _texts(sources)
+        with whole_folder(trained) as partial:
+            train_tokenizer(texts, partial, size=size)
+    return trained
+
+
+def _texts(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for document in read(source, _ignore):
+            if document.messages:
+                raise UserError(
+                    f"a tokenizer trained here has no chat template, which {source.name} needs; "
+                    "name a model whose tokenizer to use."
+                )
+            yield document.prompt
+            yield document.text
+
+
+def _ignore(message: str) -> None:
+    """Lines that are skipped are reported when the documents are tokenised."""

@@ -1,0 +1,171 @@
+"""One source's tokens on disk: raw memory-mapped arrays and their statistics, written once.
+
+    tokens.bin      uint16 or uint32 ids of all documents, one behind the other
+    targets.bin     uint8 for each token: may it be learnt?
+    starts.bin      int64: where each document starts, and at last the number of tokens
+    keys.bin        uint64 for each document: a hash that decides between training and validation
+    statistics.json
+
+A store's folder appears whole or not at all: it is written beside its place and then renamed, so an
+interrupted preparation leaves nothing that could be taken for data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from anyorder.core.errors import UserError
+from anyorder.model.download import exclusive
+from anyorder.model.tokenizer import Tokenizer
+from anyorder.training.documents import Encoder
+from anyorder.training.readers import Source, read
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much is done and how much there is; equal when the stage ends."""
+
+_VERSION = 1
+_KEPT_PROBLEMS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStatistics:
+    """What one source came to."""
+
+    name: str
+    num_documents: int
+    num_tokens: int
+    num_targets: int
+    num_bytes: int
+    """Of the documents' text in UTF-8."""
+    num_skipped: int
+    problems: tuple[str, ...]
+    """The first few lines or rows that were skipped, and why."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenStore:
+    """One source's documents as tokens."""
+
+    statistics: SourceStatistics
+    tokens: npt.NDArray[np.unsignedinteger]
+    targets: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+
+
+def open_store(
+    source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress
+) -> TokenStore:
+    """The source's tokens, made now if they are not in `folder` yet."""
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16)
+    if tokenizer.vocabulary_size > 1 << 16:
+        dtype = np.dtype(np.uint32)
+    place = folder / _name(source, tokenizer)
+    try:
+        with exclusive(place):
+            if not place.exists():
+                _make(source, tokenizer, place, dtype, progress)
+    except OSError as error:
+        raise UserError(
+            f"cannot store prepared data in {folder}: {error.strerror or error}; free some space "
+            "there or name another folder. Nothing half-written is left behind."
+        ) from None
+    data = json.loads((place / "statistics.json").read_text("utf-8"))
+    data["problems"] = tuple(data["problems"])
+    return TokenStore(
+        statistics=SourceStatistics(**data),
+        tokens=np.memmap(place / "tokens.bin", dtype, "r"),
+        targets=np.memmap(place / "targets.bin", np.uint8, "r"),
+        starts=np.memmap(place / "starts.bin", np.int64, "r"),
+        keys=np.memmap(place / "keys.bin", np.uint64, "r"),
+    )
+
+
+def _name(source: Source, tokenizer: Tokenizer) -> str:
+    """A hash of everything that the tokens depend on."""
+    encoder = Encoder.of(tokenizer)
+    parts = [_VERSION, source.fingerprint(), tokenizer.to_json(), tokenizer.chat_template]
+    parts += [encoder.before, encoder.after]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _make(
+    source: Source,
+    tokenizer: Tokenizer,
+    place: Path,
+    dtype: np.dtype[np.unsignedinteger],
+    progress: Progress,
+) -> None:
+    for left_over in place.parent.glob(f".{place.name}-*"):  # of a process that was killed
+        shutil.rmtree(left_over)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        statistics = _write(source, tokenizer, scratch, dtype, progress)
+        (scratch / "statistics.json").write_text(json.dumps(asdict(statistics)), "utf-8")
+        os.rename(scratch, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: np.dtype[np.unsignedinteger],
+    progress: Progress,
+) -> SourceStatistics:
+    problems: list[str] = []
+    num_skipped = num_targets = num_bytes = 0
+
+    def problem(message: str) -> None:
+        nonlocal num_skipped
+        num_skipped += 1
+        problems.extend([message] if len(problems) < _KEPT_PROBLEMS else [])
+
+    encoder = Encoder.of(tokenizer)
+    starts, keys = [0], []
+    stage, total = f"tokenising {source.name}", max(source.num_bytes(), 1)
+    with contextlib.ExitStack() as stack:
+        tokens_file, targets_file = (
+            stack.enter_context((folder / name).open("wb"))
+            for name in ("tokens.bin", "targets.bin")
+        )
+        for document in read(source, problem):
+            tokens, targets = encoder.encode(document)
+            tokens_file.write(np.array(tokens, dtype).tobytes())
+            targets_file.write(np.array(targets, np.uint8).tobytes())
+            starts.append(starts[-1] + len(tokens))
+            digest = hashlib.sha256(document.key.encode()).digest()
+            keys.append(int.from_bytes(digest[:8], "little"))
+            num_targets += sum(targets)
+            num_bytes += document.num_bytes
+            progress(stage, min(num_bytes, total - 1), total)
+        for file in (tokens_file, targets_file):
+            file.flush()
+            os.fsync(file.fileno())
+    if not keys:
+        left_out = f"; {num_skipped} were skipped, the first: {problems[0]}" if problems else ""
+        raise UserError(f"{source.name} has no documents{left_out}.")
+    np.array(starts, np.int64).tofile(folder / "starts.bin")
+    np.array(keys, np.uint64).tofile(folder / "keys.bin")
+    progress(stage, total, total)
+    return SourceStatistics(
+        name=source.name,
+        num_documents=len(keys),
+        num_tokens=starts[-1],
+        num_targets=num_targets,
+        num_bytes=num_bytes,
+        num_skipped=num_skipped,
+        problems=tuple(problems),
+    )

@@ -1,0 +1,106 @@
+"""Tiny models to train, batches packed by hand, and means of a loss over many draws of noise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tests.tiny import tiny_config
+
+from anyorder.core.batch import PackedBatch
+from anyorder.core.method import Abilities
+from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
+from anyorder.model.config import LayerConfig, Rope
+from anyorder.model.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ToyModel:
+    """A `TrainableModel` around a tiny network."""
+
+    network: Transformer
+    abilities: Abilities
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        return self.network.hidden(batch)
+
+    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        return self.network.logits(hidden_MW)
+
+
+def toy_model(
+    vocabulary: int = 61,
+    *,
+    mask: bool = True,
+    seed: int = 0,
+    spread: float = 0.2,
+    **changes: Any,
+) -> ToyModel:
+    """Random weights in float64, with gradients; the last id is the mask token."""
+    config = tiny_config(vocabulary_size=vocabulary, **changes)
+    network = Transformer.random(config, seed=seed, spread=spread, dtype=torch.float64)
+    network.requires_grad_(True)
+    abilities = Abilities(
+        name="toy",
+        vocabulary_size=vocabulary,
+        context_length=config.context_length,
+        mask_token=vocabulary - 1 if mask else None,
+    )
+    return ToyModel(network=network, abilities=abilities)
+
+
+def tiniest_model(vocabulary: int, *, mask: bool) -> ToyModel:
+    """One narrow layer: for means over very many draws."""
+    layer = LayerConfig(rope=Rope(width=8), attention_scale=8**-0.5)
+    sizes = {"width": 8, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
+    return toy_model(vocabulary, mask=mask, seed=3, spread=0.7, layers=(layer,), **sizes)
+
+
+def pack(
+    *rows: Sequence[Sequence[int]],
+    given: Sequence[tuple[int, int]] = (),
+    length: int = 0,
+) -> TrainingBatch:
+    """Rows of documents, padded to the longest; `given` are (row, place) of no targets."""
+    length = max(length, *(sum(map(len, row)) for row in rows))
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    documents = torch.full((len(rows), length), -1)
+    for index, row in enumerate(rows):
+        flat = [token for document in row for token in document]
+        tokens[index, : len(flat)] = torch.tensor(flat)
+        documents[index, : len(flat)] = torch.tensor(
+            [number for number, document in enumerate(row) for _ in document]
+        )
+    targets = documents >= 0
+    for index, place in given:
+        targets[index, place] = False
+    return TrainingBatch(tokens_BT=tokens, documents_BT=documents, targets_BT=targets)
+
+
+def repeat(batch: TrainingBatch, times: int) -> TrainingBatch:
+    """Every row so many times."""
+    return TrainingBatch(
+        tokens_BT=batch.tokens_BT.repeat(times, 1),
+        documents_BT=batch.documents_BT.repeat(times, 1),
+        targets_BT=batch.targets_BT.repeat(times, 1),
+    )
+
+
+def words(seed: int, length: int, vocabulary: int = 60) -> list[int]:
+    """Random ids below `vocabulary`, the mask token of `toy_model` not among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def mean_loss(
+    objective: Objective, model: TrainableModel, batch: TrainingBatch, *, draws: int, seed: int = 0
+) -> tuple[float, float]:
+    """Mean of the total over draws of noise, and its standard error."""
+    rng = torch.Generator().manual_seed(seed)
+    totals = [float(objective.loss(model, batch, rng).total) for _ in range(draws)]
+    return statistics.fmean(totals), statistics.stdev(totals) / math.sqrt(draws)

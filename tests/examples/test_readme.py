@@ -75,8 +75,14 @@ def test_console_sessions(session: str) -> None:
 
 
 def runnable() -> list[list[str]]:
-    """Commands that neither wait for a user nor are a mistake on purpose."""
-    return [words for words in commands() if words[0] != "chat" and "beam_serch" not in words]
+    """Commands that do not wait for a user, take many minutes, or are a mistake on purpose."""
+    others = [words for words in commands() if words[0] not in ("chat", "train")]
+    return [words for words in others if "beam_serch" not in words]
+
+
+def test_the_recipe_that_is_trained_is_there() -> None:
+    recipes = [words[1] for words in commands() if words[0] == "train"]
+    assert recipes and all((ROOT / recipe).is_file() for recipe in recipes)
 
 
 @functools.cache

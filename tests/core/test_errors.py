@@ -19,7 +19,8 @@ FOUND = {
 def test_users_mistakes_are_value_errors_and_failures_are_not() -> None:
     for error in FOUND.values():
         assert issubclass(error, errors.AnyorderError)
-        mistake = error not in (errors.AnyorderError, errors.RequestFailed)
+        failures = (errors.AnyorderError, errors.RequestFailed, errors.TrainingStopped)
+        mistake = error not in failures
         assert issubclass(error, ValueError) == issubclass(error, errors.UserError) == mistake
 
 

@@ -43,7 +43,8 @@ Proposing = Generator[list[ForwardRequest], list[ForwardResult], Draft]
 
 
 class DraftSession(Protocol):
-    """A drafter at work on one text."""
+    """A drafter at work on one text. Subclass it: by default it ignores what it is told of the
+    target's passes, and holds nothing to free."""
 
     def expects(self) -> int:
         """Grade of the draft that `propose` would make now; -1: it has none."""
@@ -61,9 +62,11 @@ class DraftSession(Protocol):
         """The target has run all of `text` but its last token. `features` are those of the tokens
         that it ran anew, `heads` the guesses of its prediction heads after its last row; both as
         `Drafter.wants` asked."""
+        return
 
     def close(self) -> None:
         """Free sequences; the request is over."""
+        return
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class BlockDrafter(Drafter):
         return _Filling(context)
 
 
-class _Filling:
+class _Filling(DraftSession):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._abilities = context.models["draft"]

@@ -23,8 +23,6 @@ from anyorder.core.forward import CAUSAL, Attention, Outputs, Tree, forward
 from anyorder.core.options import Range
 
 if TYPE_CHECKING:
-    import torch
-
     from anyorder.core.method import Abilities, Context
     from anyorder.core.sequence import Sequence
 
@@ -95,7 +93,7 @@ class _Nodes:
     leaves: list[int] = field(default_factory=lambda: [-1])
 
 
-class _Drafting:
+class _Drafting(DraftSession):
     def __init__(self, options: DraftModel, context: Context, coupled: bool) -> None:
         self._options = options
         self._context = context
@@ -203,15 +201,6 @@ class _Drafting:
             new, start, rows = nodes.tokens, len(text), nodes.leaves
             attention = Tree(parents=tuple(nodes.parents))
         return Draft(tokens=nodes.tokens, parents=nodes.parents, proposals=nodes.proposals)
-
-    def observe(
-        self,
-        text: Seq[int],
-        *,
-        features: torch.Tensor | None,
-        heads: Seq[Seq[tuple[int, float]]],
-    ) -> None:
-        pass
 
     def close(self) -> None:
         self._sequence.close()

@@ -100,7 +100,7 @@ class _Growth:
         return tuple(place.get(self.parents[node], _ROOT) for node in nodes)
 
 
-class _Growing:
+class _Growing(DraftSession):
     def __init__(self, options: Eagle, context: Context) -> None:
         self._options = options
         self._context = context

@@ -23,8 +23,6 @@ from anyorder.core.forward import Outputs, forward
 from anyorder.core.options import Range
 
 if TYPE_CHECKING:
-    import torch
-
     from anyorder.core.method import Abilities, Context
     from anyorder.core.sequence import Sequence
 
@@ -64,7 +62,7 @@ class EarlyExit(Drafter):
         return -(-target.num_layers // 3) if self.layers is None else self.layers
 
 
-class _Drafting:
+class _Drafting(DraftSession):
     def __init__(
         self, confidence: float, num_layers: int, sequence: Sequence, samples: bool
     ) -> None:
@@ -107,15 +105,3 @@ class _Drafting:
             if probability < self._confidence:
                 break
         return Draft(tokens=tokens, proposals=proposals)
-
-    def observe(
-        self,
-        text: Seq[int],
-        *,
-        features: torch.Tensor | None,
-        heads: Seq[Seq[tuple[int, float]]],
-    ) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

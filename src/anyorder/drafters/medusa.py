@@ -51,7 +51,7 @@ class Medusa(Drafter):
         return _Guesses(self)
 
 
-class _Guesses:
+class _Guesses(DraftSession):
     def __init__(self, options: Medusa) -> None:
         self._options = options
         self._heads: Seq[Seq[tuple[int, float]]] = ()
@@ -93,6 +93,3 @@ class _Guesses:
         heads: Seq[Seq[tuple[int, float]]],
     ) -> None:
         self._heads = heads
-
-    def close(self) -> None:
-        pass

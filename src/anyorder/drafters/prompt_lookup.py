@@ -37,7 +37,7 @@ class PromptLookup(Drafter):
         return _Lookup(self, context.prompt)
 
 
-class _Lookup:
+class _Lookup(DraftSession):
     """Where every n-gram of the text last ended, and before that."""
 
     def __init__(self, options: PromptLookup, prompt: Seq[int]) -> None:
@@ -69,9 +69,6 @@ class _Lookup:
         heads: Seq[Seq[tuple[int, float]]],
     ) -> None:
         self._grow(text[len(self._text) :])
-
-    def close(self) -> None:
-        pass
 
     def _find(self) -> tuple[int, int]:
         """Length of the longest match and where its continuation starts; -1 if there is none."""

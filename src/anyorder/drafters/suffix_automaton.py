@@ -159,7 +159,7 @@ class _Outputs:
                 self.automaton.append(token)
 
 
-class _Lookup:
+class _Lookup(DraftSession):
     """Matches in this text and, where there are any, in earlier outputs."""
 
     def __init__(self, shortest: int, prompt: Seq[int], outputs: _Outputs | None) -> None:

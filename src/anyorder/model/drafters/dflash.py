@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
@@ -26,6 +25,7 @@ from anyorder.core.method import Abilities
 from anyorder.model.architectures.qwen3 import Qwen3
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.fit import check_fit
+from anyorder.model.drafters.network import FusedLayers
 from anyorder.model.fields import Fields
 from anyorder.model.layers import RmsNorm
 from anyorder.model.loading import fill
@@ -37,35 +37,16 @@ from anyorder.model.transformer import Layer, Transformer
 _NAMES: NameMap = {**LLAMA_NAMES, "fusion": "fc", "fusion_norm": "hidden_norm"}
 
 
-class DFlash(nn.Module):
+class DFlash(FusedLayers):
     """The drafter's network; implements `core.batch.Network`."""
 
     def __init__(self, config: ModelConfig, *, num_features: int) -> None:
-        super().__init__()
-        self.config = config
-        self.fusion = nn.Linear(num_features * config.width, config.width, bias=False)
+        super().__init__(config, num_features=num_features)
         self.fusion_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
-        self.final_norm = RmsNorm(config.width, config.norm_epsilon)
 
     def attach(self, target: Transformer) -> None:
         """Embed and score by this target. Its weights do not become the drafter's."""
         self._embed, self._score = target.embed, target.logits
-
-    @property
-    def cache_shapes(self) -> list[tuple[int, int]]:
-        """(key/value heads, head width) of every layer."""
-        return [(self.config.num_kv_heads, self.config.head_width)] * len(self.layers)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights, activations and cache."""
-        return self.fusion.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where weights, activations and cache live."""
-        return self.fusion.weight.device
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W]; those of context rows mean nothing."""
@@ -92,10 +73,6 @@ class DFlash(nn.Module):
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of the tokens at the rows' own positions."""
         return self._score(hidden_MW)
-
-    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """See Network: it has one head."""
-        raise AssertionError("this network has one prediction head")
 
 
 def load_dflash(

@@ -31,6 +31,7 @@ from anyorder.core.method import Abilities
 from anyorder.model.architectures.llama import Llama
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.fit import check_fit
+from anyorder.model.drafters.network import FusedLayers
 from anyorder.model.fields import Fields
 from anyorder.model.layers import RmsNorm
 from anyorder.model.loading import fill
@@ -60,39 +61,20 @@ _NAMES: NameMap = {
 }
 
 
-class Eagle(nn.Module):
+class Eagle(FusedLayers):
     """The drafter's network; implements `core.batch.Network`."""
 
     def __init__(
         self, config: ModelConfig, *, num_features: int, num_scored: int, own_embedding: bool
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.fusion = nn.Linear(num_features * config.width, config.width, bias=False)
+        super().__init__(config, num_features=num_features)
         self.hidden_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.layers = nn.ModuleList([Layer(config, 0)])
-        self.final_norm = RmsNorm(config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, num_scored, bias=False)
         if own_embedding:
             self.embedding = make_embedding(config.vocabulary_size, config.width)
         self.register_buffer("scored", None)
         self.scored: torch.Tensor | None
         """The token that each row of the head scores; None: all, in order."""
-
-    @property
-    def cache_shapes(self) -> list[tuple[int, int]]:
-        """(key/value heads, head width) of its one layer."""
-        return [(self.config.num_kv_heads, self.config.head_width)]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights, activations and cache."""
-        return self.fusion.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where weights, activations and cache live."""
-        return self.fusion.weight.device
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W]; the tap after 1 layer is what to condition the next on."""
@@ -117,10 +99,6 @@ class Eagle(nn.Module):
         logits_MV = scores.new_full((len(scores), self.config.vocabulary_size), -torch.inf)
         logits_MV[:, self.scored] = scores
         return logits_MV
-
-    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """See Network: it has one head."""
-        raise AssertionError("this network has one prediction head")
 
 
 def load_eagle(

@@ -54,8 +54,12 @@ def test_a_larger_pass_is_never_cheaper() -> None:
 
 def test_a_size_seen_once_is_doubted_where_its_neighbours_are_cheap() -> None:
     costs = measured(*[(1, 1.0)] * 9, (6, 50.0), (8, 1.7))
-    assert seconds(costs, 6) == pytest.approx(1.5)
+    assert seconds(costs, 6) == 1.7, "no dearer than a larger one"
+    late = measured(*[(1, 1.0)] * 9, (4, 1.3), (8, 50.0))
+    assert seconds(late, 8) == pytest.approx(1.7)
     assert seconds(costs, 4) == pytest.approx(1.0 + 0.7 * 3 / 5)
+    dearer = measured(*[(1, 1.0)] * 9, (160, 6.0), (8, 1.75))
+    assert seconds(dearer, 8) == 1.75, "a size that costs somewhat more is believed at once"
     seldom = measured(*[(1, 1.0)] * 9, (8, 1.7), (6, 1.1))
     assert seconds(seldom, 6) == 1.1, "but believed where it is the cheaper one"
 

@@ -2,8 +2,8 @@
 
 A method that can choose how many tokens to run at once (a draft's length) asks what they would
 cost. What else the machine does makes single passes late, never early, so low quartiles count; a
-pass over more tokens is never cheaper; and a size seen once or twice is doubted where its
-neighbours say that it is cheaper. Otherwise one late pass would keep a size from being tried again.
+pass over more tokens is never cheaper; and a size seen once or twice is doubted where it is far
+dearer than its neighbours say. Otherwise one late pass would keep a size from being tried again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ _SAMPLES = 9
 """Passes remembered per size; old ones were made under another load."""
 _TRUSTED = 3
 """So many passes of a size speak for themselves."""
+_LATE = 2.0
+"""Fewer passes are taken to have been late if they took this many times what is expected."""
 _LARGEST = 512
 """Larger passes say nothing about decoding."""
 
@@ -55,7 +57,7 @@ class PassCosts:
         above = next((i for i, (size, _) in enumerate(others) if size > total), len(others) - 1)
         (low, fast), (high, slow) = others[max(above, 1) - 1], others[max(above, 1)]
         estimate = fast + (slow - fast) * max(total - low, 0) / (high - low)
-        return estimate if own is None else min(own, estimate)
+        return estimate if own is None or own > _LATE * estimate else own
 
 
 def _known(sizes: Mapping[int, deque[float]]) -> dict[int, float]:

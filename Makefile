@@ -1,7 +1,7 @@
 # Two commands matter:   make demo   sets up and generates text with the default model
 #                        make test   sets up and passes the tests
-# Both make their own virtual environment, `.venv`, and renew it only when pyproject.toml or
-# constraints.txt change.
+# Both make their own virtual environment, `.venv`, and renew it only when pyproject.toml,
+# constraints.txt or the kernels in C++ change.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,8 @@ PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): pyproject.toml constraints.txt
+KERNELS := $(wildcard src/anyorder/model/backends/native/*.cpp src/anyorder/model/backends/native/*.inc)
+$(READY): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "anyorder needs Python 3.11 or later, and $(PYTHON) is older: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two, once)" >&2

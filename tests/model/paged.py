@@ -35,6 +35,10 @@ class Pool:
         keys, values = self._layers[layer][:, pages_RP].flatten(2, 3)
         return keys, values
 
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._layers[layer]
+        return keys, values
+
 
 class Cached:
     """Sequences whose tokens are run in pieces."""

@@ -64,6 +64,10 @@ class Pool:
         index = pages_RP.flatten()
         return keys.index_select(0, index).view(shape), values.index_select(0, index).view(shape)
 
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of one layer."""
+        return self.keys[layer], self.values[layer]
+
     def clear_page(self, page: int) -> None:
         """Zero one page of every layer. Attention multiplies what it does not see by zero, and zero
         times what an earlier owner left there must not be NaN."""

@@ -75,6 +75,9 @@ class KeyValuePool(Protocol):
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
 
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of one layer, [pages, page_size, G, D] without gaps."""
+
 
 class Network(Protocol):
     """A decoder as the engine sees it."""

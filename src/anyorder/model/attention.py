@@ -14,6 +14,7 @@ from torch import nn
 
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
 from anyorder.model.backends import sdpa
+from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.layers import RmsNorm
 from anyorder.model.rotary import Rotation, rotate
@@ -47,8 +48,8 @@ class Attention(nn.Module):
         query_width = config.num_heads * config.head_width
         key_width = config.num_kv_heads * config.head_width
         input_width = config.attention_width or config.width
-        self.qkv = nn.Linear(input_width, query_width + 2 * key_width, bias=config.qkv_bias)
-        self.out = nn.Linear(query_width, config.width, bias=config.output_bias)
+        self.qkv = Linear(input_width, query_width + 2 * key_width, bias=config.qkv_bias)
+        self.out = Linear(query_width, config.width, bias=config.output_bias)
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"
             widths = (config.head_width,) * 2 if per_head else (query_width, key_width)

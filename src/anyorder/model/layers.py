@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anyorder.model.backends.linear import Linear
 from anyorder.model.config import Activation, ModelConfig
 
 
@@ -58,10 +59,10 @@ class Mlp(nn.Module):
         self.gated = config.gated
         self.activation = ACTIVATIONS[config.activation]
         if config.gated:
-            self.gate_up = nn.Linear(config.width, 2 * inner, bias=config.mlp_bias)
+            self.gate_up = Linear(config.width, 2 * inner, bias=config.mlp_bias)
         else:
-            self.up = nn.Linear(config.width, inner, bias=config.mlp_bias)
-        self.down = nn.Linear(inner, config.width, bias=config.mlp_bias)
+            self.up = Linear(config.width, inner, bias=config.mlp_bias)
+        self.down = Linear(inner, config.width, bias=config.mlp_bias)
 
     def forward(self, x_NW: torch.Tensor) -> torch.Tensor:
         """Same shape as `x_NW`."""

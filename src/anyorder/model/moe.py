@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anyorder.model.backends.linear import Linear
 from anyorder.model.config import Experts, ModelConfig
 from anyorder.model.layers import ACTIVATIONS, Mlp
 
@@ -53,12 +54,12 @@ class MixtureOfExperts(nn.Module):
         self.num_experts = experts.num
         self.per_token = experts.per_token
         self.normalize = experts.normalize
-        self.router = nn.Linear(config.width, experts.num, bias=False)
+        self.router = Linear(config.width, experts.num, bias=False)
         self.experts = ExpertMlps(config, experts)
         self.has_shared = experts.shared_width > 0
         if self.has_shared:
             self.shared = Mlp(config, experts.shared_width)
-            self.shared_gate = nn.Linear(config.width, 1, bias=False)
+            self.shared_gate = Linear(config.width, 1, bias=False)
 
     def forward(self, x_NW: torch.Tensor) -> torch.Tensor:
         """Same shape as `x_NW`."""

@@ -10,12 +10,13 @@ each.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.attention import Attention
-from anyorder.model.config import ModelConfig, NormPlacement
+from anyorder.model.backends.linear import Linear, linear
+from anyorder.model.backends.native.stack import LayerStack
+from anyorder.model.config import ModelConfig, NormPlacement, Rope
 from anyorder.model.layers import Mlp, make_norm
 from anyorder.model.moe import MixtureOfExperts
 from anyorder.model.rotary import Rotation, rotation
@@ -84,12 +85,13 @@ class Transformer(nn.Module):
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, config.width)
         if config.embedding_width is not None:
-            self.project_in = nn.Linear(embedding_width, config.width, bias=False)
-            self.project_out = nn.Linear(config.width, embedding_width, bias=False)
+            self.project_in = Linear(embedding_width, config.width, bias=False)
+            self.project_out = Linear(config.width, embedding_width, bias=False)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
+        self._stack: LayerStack | None = None
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
         if not config.tied_embeddings:
-            self.head = nn.Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
+            self.head = Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
 
     @classmethod
     def random(
@@ -136,24 +138,42 @@ class Transformer(nn.Module):
         rotations = {
             rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
         }
-        taps = batch.taps
-        for index in range(batch.num_layers or len(self.layers)):
-            if index in taps:
-                taps[index] = x_NW
-            rope = self.config.layers[index].rope
-            turn = None if rope is None else rotations[rope]
-            x_NW = self.layers[index](x_NW, turn, batch, pool)
-        if len(self.layers) in taps:
-            taps[len(self.layers)] = x_NW
+        last = batch.num_layers or len(self.layers)
+        done = 0
+        for stop in sorted({*(tap for tap in batch.taps if tap < last), last}):
+            x_NW = self._run_layers(x_NW, rotations, batch, pool, done, stop)
+            if stop in batch.taps:
+                batch.taps[stop] = x_NW
+            done = stop
         x_NW = self.final_norm(x_NW)
         if self.config.embedding_width is not None:
             return self.project_out(x_NW)  # type: ignore[no-any-return]
         return x_NW
 
+    def _run_layers(
+        self,
+        x_NW: torch.Tensor,
+        rotations: dict[Rope, Rotation],
+        batch: PackedBatch,
+        pool: KeyValuePool | None,
+        first: int,
+        last: int,
+    ) -> torch.Tensor:
+        """The residual stream after layers `first` to before `last`."""
+        if self._stack is None:
+            self._stack = LayerStack(self.config, list(self.layers))
+        if pool is not None and self._stack.takes(x_NW, batch):
+            return self._stack.run(x_NW, batch, pool, rotations, first, last)
+        for index in range(first, last):
+            rope = self.config.layers[index].rope
+            turn = None if rope is None else rotations[rope]
+            x_NW = self.layers[index](x_NW, turn, batch, pool)
+        return x_NW
+
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
         if self.config.tied_embeddings:
-            logits_MV = F.linear(hidden_MW, self.embedding.weight).float()
+            logits_MV = linear(hidden_MW, self.embedding.weight).float()
         else:
             logits_MV = self.head(hidden_MW).float()
         if self.config.logit_cap is not None:

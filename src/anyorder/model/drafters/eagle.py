@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.method import Abilities
 from anyorder.model.architectures.llama import Llama
+from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.fit import check_fit
 from anyorder.model.drafters.network import FusedLayers
@@ -69,7 +69,7 @@ class Eagle(FusedLayers):
     ) -> None:
         super().__init__(config, num_features=num_features)
         self.hidden_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.head = nn.Linear(config.width, num_scored, bias=False)
+        self.head = Linear(config.width, num_scored, bias=False)
         if own_embedding:
             self.embedding = make_embedding(config.vocabulary_size, config.width)
         self.register_buffer("scored", None)

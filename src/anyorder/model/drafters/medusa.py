@@ -22,6 +22,7 @@ from torch import nn
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.method import Abilities
+from anyorder.model.backends.linear import Linear
 from anyorder.model.fields import Fields
 from anyorder.model.loading import fill
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, width)
+        self.linear = Linear(width, width)
 
     def forward(self, x_MW: torch.Tensor) -> torch.Tensor:
         """Same shape as `x_MW`."""
@@ -51,7 +52,7 @@ class MedusaHeads(nn.Module):
 
         def head() -> nn.Sequential:
             blocks = [ResidualBlock(width) for _ in range(num_blocks)]
-            return nn.Sequential(*blocks, nn.Linear(width, vocabulary, bias=False))
+            return nn.Sequential(*blocks, Linear(width, vocabulary, bias=False))
 
         self.heads = nn.ModuleList(head() for _ in range(num_heads))
 

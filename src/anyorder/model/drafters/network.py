@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.layers import RmsNorm
 from anyorder.model.transformer import Layer
@@ -17,7 +18,7 @@ class FusedLayers(nn.Module):
     def __init__(self, config: ModelConfig, *, num_features: int) -> None:
         super().__init__()
         self.config = config
-        self.fusion = nn.Linear(num_features * config.width, config.width, bias=False)
+        self.fusion = Linear(num_features * config.width, config.width, bias=False)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
         self.final_norm = RmsNorm(config.width, config.norm_epsilon)
 

@@ -1,0 +1,114 @@
+// Kernels for a few rows on a CPU: linear layers, and whole decoder layers.
+//
+// One decoded token multiplies every weight once, so its speed is that of memory. BLAS libraries
+// reach it for one row at best; over the 2 to 30 rows of a draft check, a block or a batch they take
+// as long as several passes. Here every weight is read once and used for all rows, and what lies
+// between the products (norms, rotation, attention, activation) is done by the same threads without
+// going back to Python. `native/` calls this through ctypes; it needs nothing of torch or Python.
+//
+// Sums are float. A row's result does not depend on the other rows or on the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "layers.h"
+#include "team.h"
+
+namespace anyorder {
+template <class T>
+struct Linear {  // outputs [rows, outputs] = inputs [rows, width] weights^T + bias
+    T* outputs;
+    const T *inputs, *weights, *bias;
+    ptrdiff_t num_rows, num_outputs, width, input_stride, output_stride;
+};
+}  // namespace anyorder
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include "vectors.h"
+#else
+namespace anyorder {
+struct bf16 {
+    uint16_t bits;
+};
+}  // namespace anyorder
+#endif
+
+namespace anyorder {
+namespace {
+
+int best_level() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
+int level = best_level();
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define ON_LEVEL(call)              \
+    switch (level) {                \
+        case 3: avx512_bf16::call;  break; \
+        case 2: avx512::call;       break; \
+        case 1: avx2::call;         break; \
+    }
+#else
+#define ON_LEVEL(call)
+#endif
+
+template <class T>
+void run_linear(const Linear<T>& product, int64_t num_threads) {
+    // Below some 30,000 weights waking a thread takes longer than the work.
+    if (product.num_outputs * product.width < 32768) num_threads = 1;
+    Team::run(num_threads, [&](Team& team) {
+        team.share(product.num_outputs, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
+            ON_LEVEL(linear<T>(product, begin, end));
+        });
+    });
+}
+
+template <class T>
+void run_layers(const Pass& pass) {
+    ON_LEVEL(run_layers<T>(pass));
+}
+
+}  // namespace
+}  // namespace anyorder
+
+using anyorder::bf16;
+
+extern "C" {
+
+// 0: none of these kernels runs here; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16 products.
+int anyorder_level() { return anyorder::level; }
+
+// Use an instruction set below the best one, for tests. Returns what is used now.
+int anyorder_set_level(int wanted) {
+    return anyorder::level = std::min(wanted, anyorder::best_level());
+}
+
+// outputs [rows, outputs], inputs [rows, width], weights [outputs, width] without gaps, bias
+// [outputs] or null. The stride is between rows of the inputs, in elements.
+#define ANYORDER_LINEAR(NAME, T)                                                                  \
+    void NAME(T* outputs, const T* inputs, const T* weights, const T* bias, int64_t num_rows,     \
+              int64_t num_outputs, int64_t width, int64_t input_stride, int64_t num_threads) {    \
+        anyorder::run_linear<T>({outputs, inputs, weights, bias, num_rows, num_outputs, width,    \
+                                 input_stride, num_outputs},                                      \
+                                num_threads);                                                     \
+    }
+ANYORDER_LINEAR(anyorder_linear_float32, float)
+ANYORDER_LINEAR(anyorder_linear_bfloat16, bf16)
+
+// All rows of a pass through the given layers; see layers.h.
+void anyorder_layers_float32(const anyorder::Pass* pass) { anyorder::run_layers<float>(*pass); }
+void anyorder_layers_bfloat16(const anyorder::Pass* pass) { anyorder::run_layers<bf16>(*pass); }
+}

@@ -1,0 +1,232 @@
+"""A pass over a few rows through a network's layers in one native call.
+
+Between the products of a small model's layers lie some thirty operators, each of which costs more
+to call than to compute. Here they run on the threads that compute the products. Families whose
+layers have other parts (`LayerStack.supports` lists what there may be) run on torch, and so do
+passes over many rows, for which a matrix library is faster.
+
+Shape suffixes as in `core.batch`; W width of the residual stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import nn
+
+from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
+from anyorder.model.backends.native import NAMES, library
+from anyorder.model.config import ModelConfig, Rope
+from anyorder.model.rotary import Rotation
+
+MOST_ROWS = 32
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+_REGISTER = 32
+"""Head widths and inner widths are multiples of it: two registers of 16 floats."""
+
+
+def _structure(name: str, **kinds: str) -> type[ctypes.Structure]:
+    """A structure of `layers.h`: by kind of field, their names."""
+    types = {"pointers": ctypes.c_void_p, "numbers": ctypes.c_int64, "reals": ctypes.c_double}
+    fields = [(field, types[kind.split("_")[0]]) for kind in kinds for field in kinds[kind].split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_Layer = _structure(
+    "Layer",
+    pointers="attention_norm qkv qkv_bias query_norm key_norm out out_bias mlp_norm gate_up "
+    "gate_up_bias down down_bias keys values",
+    numbers="rope window",
+    reals="scale",
+)
+_Group = _structure(
+    "Group",
+    numbers="first_row num_requests num_queries num_keys",
+    pointers="pages visible key_positions",
+    numbers_after="visible_stride key_position_stride",
+)
+_Rotation = _structure("Rotation", pointers="cosines sines", numbers="width")
+_Pass = _structure(
+    "Pass",
+    numbers="num_rows width num_heads num_kv_heads head_width mlp_width page_size num_layers "
+    "num_groups num_threads activation",
+    reals="epsilon",
+    pointers="residual slots positions layers groups rotations",
+)
+
+
+class LayerStack:
+    """The layers of one network, as the kernels see them."""
+
+    def __init__(self, config: ModelConfig, layers: Seq[nn.Module]) -> None:
+        self._config = config
+        self._parameters = [dict(layer.named_parameters()) for layer in layers]
+        self._flat = [tensor for named in self._parameters for tensor in named.values()]
+        self._addresses: list[int] = []
+        self._layers = (_Layer * len(layers))()
+        known = set(_WEIGHTS.values())
+        self._supported = self.supports(config) and all(
+            known.issuperset(named) for named in self._parameters
+        )
+
+    def __deepcopy__(self, memo: object) -> None:
+        """A copied network has weights of its own and makes its own stack of them."""
+
+    @staticmethod
+    def supports(config: ModelConfig) -> bool:
+        """Are the layers of a kind that the kernels know?"""
+        return (
+            config.norm == "rms"
+            and config.norm_placement == "before"
+            and not config.parallel_residual
+            and config.gated
+            and config.activation in _ACTIVATIONS
+            and config.qk_norm in ("none", "head")
+            and config.clip_qkv is None
+            and not config.alibi
+            and config.attention_width in (None, config.width)
+            and not config.head_width % _REGISTER
+            and not config.mlp_width % _REGISTER
+            and all(layer.experts is None for layer in config.layers)
+            and all(layer.rope is None or not layer.rope.width % 2 for layer in config.layers)
+        )
+
+    def takes(self, x_NW: torch.Tensor, batch: PackedBatch) -> bool:
+        """Can this pass run here? Depends on its shape alone, never on time or load."""
+        return (
+            self._supported
+            and len(x_NW) <= MOST_ROWS
+            and batch.slots_N is not None
+            and x_NW.device.type == "cpu"
+            and x_NW.dtype in NAMES
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and library() is not None
+        )
+
+    def run(
+        self,
+        x_NW: torch.Tensor,
+        batch: PackedBatch,
+        pool: KeyValuePool,
+        rotations: Mapping[Rope, Rotation],
+        first: int,
+        last: int,
+    ) -> torch.Tensor:
+        """The residual stream after layers `first` to before `last`."""
+        self._refresh()
+        x_NW = x_NW.clone()  # written in place
+        assert batch.slots_N is not None, "takes() asks for slots"
+        keep: list[torch.Tensor] = []
+        """What the structures point to."""
+        ropes = list(rotations)
+        page_size = 1
+        for index in range(first, last):
+            keys, values = pool.pages(index)
+            layer, entry = self._config.layers[index], self._layers[index]
+            page_size = keys.shape[1]
+            entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
+            entry.rope = -1 if layer.rope is None else ropes.index(layer.rope)
+        turns = (_Rotation * max(len(ropes), 1))()
+        for turn, rope in zip(turns, ropes, strict=False):
+            cosines, sines = (part.contiguous() for part in rotations[rope])
+            keep += [cosines, sines]
+            turn.cosines, turn.sines = cosines.data_ptr(), sines.data_ptr()
+            turn.width = cosines.shape[-1]
+        groups = (_Group * len(batch.groups))()
+        for target, group in zip(groups, batch.groups, strict=True):
+            _describe(target, group, keep)
+        config = self._config
+        described = _Pass(
+            num_rows=len(x_NW),
+            width=config.width,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_width=config.head_width,
+            mlp_width=config.mlp_width,
+            page_size=page_size,
+            num_layers=last - first,
+            num_groups=len(groups),
+            num_threads=torch.get_num_threads(),
+            activation=_ACTIVATIONS[config.activation],
+            epsilon=config.norm_epsilon,
+            residual=x_NW.data_ptr(),
+            slots=batch.slots_N.data_ptr(),
+            positions=batch.positions_N.data_ptr(),
+            layers=ctypes.addressof(self._layers[first]),
+            groups=ctypes.addressof(groups),
+            rotations=ctypes.addressof(turns),
+        )
+        kernels = library()
+        assert kernels is not None, "takes() asks for the library"
+        function = getattr(kernels, f"anyorder_layers_{NAMES[x_NW.dtype]}")
+        function(ctypes.addressof(described))
+        return x_NW
+
+    def _refresh(self) -> None:
+        """Where the weights lie now: whoever trains them may put others in their place."""
+        addresses = [tensor.data_ptr() for tensor in self._flat]
+        if addresses == self._addresses:
+            return
+        self._addresses = addresses
+        for index, (entry, named) in enumerate(zip(self._layers, self._parameters, strict=True)):
+            layer = self._config.layers[index]
+            for field, name in _WEIGHTS.items():
+                tensor = named.get(name)
+                assert tensor is None or tensor.is_contiguous(), f"{name} has gaps"
+                setattr(entry, field, None if tensor is None else tensor.data_ptr())
+            entry.window = layer.window or 0
+            entry.scale = layer.attention_scale
+
+
+_WEIGHTS = {
+    "attention_norm": "attention_norm.weight",
+    "qkv": "attention.qkv.weight",
+    "qkv_bias": "attention.qkv.bias",
+    "query_norm": "attention.query_norm.weight",
+    "key_norm": "attention.key_norm.weight",
+    "out": "attention.out.weight",
+    "out_bias": "attention.out.bias",
+    "mlp_norm": "mlp_norm.weight",
+    "gate_up": "mlp.gate_up.weight",
+    "gate_up_bias": "mlp.gate_up.bias",
+    "down": "mlp.down.weight",
+    "down_bias": "mlp.down.bias",
+}
+"""Fields of `Layer`, and where `model.transformer.Layer` has them."""
+
+
+def _describe(target: ctypes.Structure, group: AttentionGroup, keep: list[torch.Tensor]) -> None:
+    """Fill in a `Group`; `keep` collects the tensors that it points to."""
+
+    def point(tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        keep.append(tensor)
+        return tensor.data_ptr()
+
+    positions_RK = group.key_positions_RK
+    if positions_RK.stride(1) != 1:
+        positions_RK = positions_RK.contiguous()
+    visible_RQK = group.visible_RQK
+    if visible_RQK is not None:
+        visible_RQK = visible_RQK.contiguous()
+    pages_RP = group.pages_RP
+    fields = {
+        "first_row": group.first_row,
+        "num_requests": group.num_requests,
+        "num_queries": group.num_queries,
+        "num_keys": positions_RK.shape[1],
+        "pages": point(None if pages_RP is None else pages_RP.contiguous()),
+        "visible": point(visible_RQK),
+        "key_positions": point(positions_RK),
+        "visible_stride": 0
+        if visible_RQK is None or len(visible_RQK) == 1
+        else visible_RQK.stride(0),
+        "key_position_stride": 0 if len(positions_RK) == 1 else positions_RK.stride(0),
+    }
+    for name, value in fields.items():
+        setattr(target, name, value)

@@ -1,0 +1,184 @@
+// Numbers and registers: what the kernels need of each instruction set.
+//
+// Every namespace defines, for T = float and T = bf16:
+//
+//   Sums, LANES        a register of floats, and how many it holds
+//   zero, total        of floats; their total in a fixed order
+//   exponential        e^x of each float, to 2 units in the last place; 0 below -87
+//   Step<T>            how products are summed: Values, COUNT of them, load, add(sums, a, b)
+//   Wide<T>            load and store of LANES values as floats
+//   MOST_ROWS          input rows of a tile; 4 * MOST_ROWS sums must fit into the registers
+
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace anyorder {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+inline void from_float(float value, float* out) { *out = value; }
+
+inline float to_float(bf16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+inline void from_float(float value, bf16* out) {  // to nearest, ties to even
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    out->bits = is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// e^r for |r| <= ln(2) / 2 (Taylor to r^7; error below 1e-8), from e^x = 2^n e^r.
+#define ANYORDER_POLYNOMIAL(r)                                                               \
+    (1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +       \
+     r * (1.0f / 720 + r * (1.0f / 5040))))))))
+constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+using Sums = __m256;
+constexpr int LANES = 8, MOST_ROWS = 2;
+static inline Sums zero() { return _mm256_setzero_ps(); }
+static inline float total(Sums sums) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+static inline Sums exponential(Sums x) {
+    const Sums limited = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)),
+                                       _mm256_set1_ps(88.0f));
+    const Sums n = _mm256_round_ps(limited * LOG2_E, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Sums r = limited - n * LN2_HIGH - n * LN2_LOW;
+    const __m256i power =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const Sums value = ANYORDER_POLYNOMIAL(r) * _mm256_castsi256_ps(power);
+    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GE_OQ));
+}
+template <class T>
+struct Step;
+template <class T>
+struct Wide;
+template <>
+struct Step<float> {
+    using Values = __m256;
+    static constexpr int COUNT = 8;
+    static inline Values load(const float* from) { return _mm256_loadu_ps(from); }
+    static inline Sums add(Sums sums, Values a, Values b) { return _mm256_fmadd_ps(a, b, sums); }
+};
+template <>
+struct Wide<float> {
+    static inline Sums load(const float* from) { return _mm256_loadu_ps(from); }
+    static inline void store(Sums values, float* to) { _mm256_storeu_ps(to, values); }
+};
+template <>
+struct Wide<bf16> {
+    static inline Sums load(const bf16* from) {
+        const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+    static inline void store(Sums values, bf16* to) {
+        float floats[8];
+        _mm256_storeu_ps(floats, values);
+        for (int i = 0; i < 8; i++) from_float(floats[i], to + i);
+    }
+};
+template <>
+struct Step<bf16> : Step<float> {
+    static inline Values load(const bf16* from) { return Wide<bf16>::load(from); }
+};
+#include "linear.inc"
+#include "layers.inc"
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+namespace avx512 {
+using Sums = __m512;
+constexpr int LANES = 16, MOST_ROWS = 4;
+static inline Sums zero() { return _mm512_setzero_ps(); }
+static inline float total(Sums sums) { return _mm512_reduce_add_ps(sums); }
+static inline Sums exponential(Sums x) {
+    const Sums limited = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)),
+                                       _mm512_set1_ps(88.0f));
+    const Sums n = _mm512_roundscale_ps(limited * LOG2_E, _MM_FROUND_TO_NEAREST_INT);
+    const Sums r = limited - n * LN2_HIGH - n * LN2_LOW;
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+    return _mm512_maskz_scalef_ps(kept, ANYORDER_POLYNOMIAL(r), n);
+}
+template <class T>
+struct Step;
+template <class T>
+struct Wide;
+template <>
+struct Step<float> {
+    using Values = __m512;
+    static constexpr int COUNT = 16;
+    static inline Values load(const float* from) { return _mm512_loadu_ps(from); }
+    static inline Sums add(Sums sums, Values a, Values b) { return _mm512_fmadd_ps(a, b, sums); }
+};
+template <>
+struct Wide<float> {
+    static inline Sums load(const float* from) { return _mm512_loadu_ps(from); }
+    static inline void store(Sums values, float* to) { _mm512_storeu_ps(to, values); }
+};
+template <>
+struct Wide<bf16> {
+    static inline Sums load(const bf16* from) {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    static inline void store(Sums values, bf16* to) {
+        const __m512i bits = _mm512_castps_si512(values);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+        const __m512i high = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan,
+                                                   _mm512_set1_epi32(0x7fc0));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
+    }
+};
+template <>
+struct Step<bf16> : Step<float> {
+    static inline Values load(const bf16* from) { return Wide<bf16>::load(from); }
+};
+#include "linear.inc"
+#include "layers.inc"
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+namespace avx512_bf16 {
+using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Sums, avx512::total;
+using avx512::Wide, avx512::zero;
+template <class T>
+struct Step : avx512::Step<T> {};
+template <>
+struct Step<bf16> {
+    using Values = __m512bh;
+    static constexpr int COUNT = 32;
+    static inline Values load(const bf16* from) {
+        return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
+    }
+    static inline Sums add(Sums sums, Values a, Values b) { return _mm512_dpbf16_ps(sums, a, b); }
+};
+#include "linear.inc"
+#include "layers.inc"
+}  // namespace avx512_bf16
+#pragma GCC pop_options
+
+}  // namespace anyorder

@@ -148,6 +148,8 @@ def prepare(
             f"length must be at least 2 and validation from 0 to below 1, got {length} and "
             f"{validation}."
         )
+    if not validation and any(source.hold_out for source in sources):
+        raise UserError("hold_out does nothing at validation 0; give any share above it.")
     weights = [source.weight for source in sources]
     if None in weights and any(weight is not None for weight in weights):
         raise UserError("give every data source a weight, or none of them.")

@@ -1,15 +1,27 @@
-"""What the readers hand on: one document, as text whose parts may be learnt or are only given."""
+"""What the readers hand on: one document, as text whose parts may be learnt or are only given.
+
+Which documents are held out depends on a hash of their keys alone, so it is the same for every
+seed, and documents of equal key are on the same side.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from anyorder.core.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.model.tokenizer import Tokenizer
+
+
+Part = Literal["train", "validation", "test"]
+"""What is learnt from, what is watched meanwhile, what is looked at in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +32,51 @@ class Document:
     prompt: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
     """Of a chat; text and prompt are empty then."""
+    title: str = ""
+    """Of the book or file it belongs to, where there is one (`Source.hold_out`)."""
 
     @property
     def key(self) -> str:
-        """What decides between training and validation: documents of equal key stay together.
+        """What decides between training, validation and test: equal keys stay together.
 
         With a prompt it is the prompt, so that no validation prompt was ever seen in training.
         """
         return self.prompt or self.text or "\0".join(str(m.get("content")) for m in self.messages)
 
     @property
+    def hash(self) -> int:
+        """Of the key, 64 bits."""
+        return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little")
+
+    @property
     def num_bytes(self) -> int:
         """Of its text in UTF-8."""
         contents = [str(message.get("content", "")) for message in self.messages]
         return sum(len(part.encode()) for part in (self.prompt, self.text, *contents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Shares of the documents that are kept apart."""
+
+    validation: float = 0.0
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.validation < 0 or self.test < 0 or not self.validation + self.test < 1:
+            raise UserError(
+                "validation and test are shares from 0 whose sum is below 1, got "
+                f"{self.validation} and {self.test}."
+            )
+
+    def holds(self, part: Part, hashes_D: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which documents belong to a part. Validation has the lowest hashes and test the highest,
+        so that changing one of the two leaves the other as it is."""
+        validation_D = hashes_D < np.uint64(int(self.validation * 2**64))
+        test_D = hashes_D > np.uint64(2**64 - 1 - int(self.test * 2**64))
+        if part == "train":
+            return ~(validation_D | test_D)
+        return validation_D if part == "validation" else test_D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +148,32 @@ class Encoder:
                 "that only ever appends."
             )
         return shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairEncoder:
+    """Documents with a prompt to two lists of token ids: an encoder's and a decoder's."""
+
+    tokenizer: Tokenizer
+    start: int
+    """Where a decoder's text begins: the tokenizer's start token, or else its end token."""
+    end: tuple[int, ...]
+    """What ends a decoder's text; learnt."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> PairEncoder:
+        """With the tokenizer's own tokens."""
+        encoder = Encoder.of(tokenizer)
+        if not encoder.after:
+            raise UserError(
+                "an encoder-decoder needs to know where a text ends, but the tokenizer has no end "
+                "token; use one that has."
+            )
+        start = (encoder.before or encoder.after)[0]
+        return cls(tokenizer=tokenizer, start=start, end=encoder.after)
+
+    def encode(self, document: Document) -> tuple[list[int], list[int]]:
+        """Source, as the engine encodes a prompt; start token, text and end token."""
+        source = self.tokenizer.encode(document.prompt, parse_special=False)
+        text = self.tokenizer.encode(document.text, add_special=False, parse_special=False)
+        return source, [self.start, *text, *self.end]

@@ -7,6 +7,7 @@ reported and skipped, as `on_error` says. Compressed files are not read.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from anyorder.core.errors import UserError
+from anyorder.core.errors import InvalidRequest, UserError
 from anyorder.core.options import Range, validate
 from anyorder.training import corpora
 from anyorder.training.documents import Document
@@ -54,9 +55,16 @@ class Source:
     weight: Annotated[
         float | None, Range(1e-6), "share of the tokens, relative to other sources; none: as it is"
     ] = None
+    hold_out: Annotated[
+        tuple[str, ...],
+        "titles of rows, or names of files, that are the validation data, in place of a share of "
+        "all documents: whole books, say, whose chapters would give each other away",
+    ] = ()
 
     def __post_init__(self) -> None:
         validate(self)
+        if isinstance(self.hold_out, str) or not all(isinstance(t, str) for t in self.hold_out):
+            raise InvalidRequest(f"hold_out must be a list of titles, got {self.hold_out!r}.")
         if (self.path is None) == (self.corpus is None):
             raise UserError("a data source needs either a path or a corpus, and not both.")
 
@@ -118,11 +126,14 @@ def _stop(message: str) -> None:
 def _read_file(file: Path, source: Source, problem: Problem) -> Iterator[Document]:
     kind = "jsonl" if source.corpus is not None else source.format
     if kind == "text":
-        yield Document(text="".join(f"{line}\n" for _, line in _lines(file, problem)))
+        text = "".join(f"{line}\n" for _, line in _lines(file, problem))
+        yield Document(text=text, title=file.name)
     elif kind == "paragraphs":
-        yield from _paragraphs(file, problem)
+        for document in _paragraphs(file, problem):
+            yield dataclasses.replace(document, title=file.name)
     elif kind == "pairs":
-        yield from _pairs(file, source, problem)
+        for document in _pairs(file, source, problem):
+            yield dataclasses.replace(document, title=file.name)
     else:
         rows = _parquet_rows(file, source) if kind == "parquet" else _json_rows(file, problem)
         convert = _chat if kind == "chat" else _corpus_row if source.corpus else _plain
@@ -132,7 +143,8 @@ def _read_file(file: Path, source: Source, problem: Problem) -> Iterator[Documen
             except UserError as error:
                 problem(f"{where} {error}")
             else:
-                yield document
+                title = row.get("title")
+                yield dataclasses.replace(document, title=str(title) if title else file.name)
 
 
 # ----------------------------------------------------------------------------------------- lines
@@ -198,7 +210,7 @@ def _parquet_rows(file: Path, source: Source) -> Iterator[tuple[str, Mapping[str
         raise UserError(
             "reading parquet needs pyarrow; install it with `pip install 'anyorder[parquet]'`."
         ) from None
-    wanted = [name for name in (source.text, source.prompt) if name is not None]
+    wanted = [name for name in (source.text, source.prompt, "title") if name is not None]
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:

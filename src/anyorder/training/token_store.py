@@ -3,7 +3,7 @@
     tokens.bin      uint16 or uint32 ids of all documents, one behind the other
     targets.bin     uint8 for each token: may it be learnt?
     starts.bin      int64: where each document starts, and at last the number of tokens
-    keys.bin        uint64 for each document: a hash that decides between training and validation
+    keys.bin        uint64 for each document: decides between training and validation (`key_of`)
     statistics.json
 
 A store's folder appears whole or not at all: it is written beside its place and then renamed, so an
@@ -13,6 +13,7 @@ interrupted preparation leaves nothing that could be taken for data.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -25,10 +26,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anyorder.core.errors import UserError
+from anyorder.core.errors import UnknownName, UserError
 from anyorder.model.download import exclusive
 from anyorder.model.tokenizer import Tokenizer
-from anyorder.training.documents import Encoder
+from anyorder.training.documents import Document, Encoder
 from anyorder.training.readers import Source, read
 
 Progress = Callable[[str, int, int], None]
@@ -92,6 +93,14 @@ def open_store(
     )
 
 
+def key_of(document: Document, source: Source) -> int:
+    """What decides between training and validation: low keys are validation."""
+    if source.hold_out:
+        return 0 if document.title in source.hold_out else 2**64 - 1
+    digest = hashlib.sha256(document.key.encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
 def _name(source: Source, tokenizer: Tokenizer) -> str:
     """A hash of everything that the tokens depend on."""
     encoder = Encoder.of(tokenizer)
@@ -134,7 +143,7 @@ def _write(
         problems.extend([message] if len(problems) < _KEPT_PROBLEMS else [])
 
     encoder = Encoder.of(tokenizer)
-    starts, keys = [0], []
+    starts, keys, titles = [0], [], set[str]()
     stage, total = f"tokenising {source.name}", max(source.num_bytes(), 1)
     with contextlib.ExitStack() as stack:
         tokens_file, targets_file = (
@@ -146,8 +155,8 @@ def _write(
             tokens_file.write(np.array(tokens, dtype).tobytes())
             targets_file.write(np.array(targets, np.uint8).tobytes())
             starts.append(starts[-1] + len(tokens))
-            digest = hashlib.sha256(document.key.encode()).digest()
-            keys.append(int.from_bytes(digest[:8], "little"))
+            keys.append(key_of(document, source))
+            titles.add(document.title)
             num_targets += sum(targets)
             num_bytes += document.num_bytes
             progress(stage, min(num_bytes, total - 1), total)
@@ -157,6 +166,10 @@ def _write(
     if not keys:
         left_out = f"; {num_skipped} were skipped, the first: {problems[0]}" if problems else ""
         raise UserError(f"{source.name} has no documents{left_out}.")
+    for title in source.hold_out:
+        if title not in titles:
+            near = difflib.get_close_matches(title, titles, n=20, cutoff=0.0)
+            raise UnknownName("title to hold out", title, near)
     np.array(starts, np.int64).tofile(folder / "starts.bin")
     np.array(keys, np.uint64).tofile(folder / "keys.bin")
     progress(stage, total, total)

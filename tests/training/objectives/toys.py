@@ -24,12 +24,30 @@ class ToyModel:
 
     network: Transformer
     abilities: Abilities
+    teacher: TrainableModel | None = None
+    companion: torch.nn.Module | None = None
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         return self.network.hidden(batch)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         return self.network.logits(hidden_MW)
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        return self.network.heads(hidden_MW)
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        raise AssertionError("toys have no encoder")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        rng: torch.Generator,
+    ) -> list[list[int]]:
+        raise AssertionError("toys do not write")
 
 
 def toy_model(

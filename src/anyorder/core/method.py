@@ -45,6 +45,8 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    infill_tokens: tuple[int, int, int] | None = None
+    """What stands before prefix, suffix and middle where a text's middle is filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,9 +58,13 @@ class TrainableModel(Protocol):
         max_new_tokens: int,
         temperature: float,
         rng: torch.Generator,
+        top_p: float = 1.0,
     ) -> list[list[int]]:
         """Continuations drawn from the model as it is now, without gradients: token ids up to and
         with an end token, without the prompt."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say, control tokens left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +83,8 @@ class TrainingBatch:
     """int64; the source side of parallel texts, packed like the targets; S may differ from T."""
     source_documents_BS: torch.Tensor | None = None
     """int64; document k of a row's targets has source document k of that row; -1 is padding."""
+    progress: float = 0.0
+    """How much of the run lies behind, 0 to 1; 0 in validation, whose values shall be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +109,8 @@ class Objective:
     needs_mask_token: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     """Does it run `model.teacher`? A recipe without [teacher] is then refused."""
+    control_tokens: ClassVar[tuple[str, ...]] = ()
+    """Control tokens that a tokenizer trained for it has besides the usual ones."""
 
     def __post_init__(self) -> None:
         validate(self)

@@ -1,12 +1,11 @@
 """What the readers hand on: one document, as text whose parts may be learnt or are only given.
 
-Which documents are held out depends on a hash of their keys alone, so it is the same for every
-seed, and documents of equal key are on the same side.
+Which documents are held out depends on a hash of their keys alone: it is the same for every seed,
+and documents of equal key are on the same side.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,11 +43,6 @@ class Document:
         return self.prompt or self.text or "\0".join(str(m.get("content")) for m in self.messages)
 
     @property
-    def hash(self) -> int:
-        """Of the key, 64 bits."""
-        return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little")
-
-    @property
     def num_bytes(self) -> int:
         """Of its text in UTF-8."""
         contents = [str(message.get("content", "")) for message in self.messages]
@@ -69,14 +63,13 @@ class Split:
                 f"{self.validation} and {self.test}."
             )
 
-    def holds(self, part: Part, hashes_D: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which documents belong to a part. Validation has the lowest hashes and test the highest,
-        so that changing one of the two leaves the other as it is."""
-        validation_D = hashes_D < np.uint64(int(self.validation * 2**64))
-        test_D = hashes_D > np.uint64(2**64 - 1 - int(self.test * 2**64))
-        if part == "train":
-            return ~(validation_D | test_D)
-        return validation_D if part == "validation" else test_D
+    def holds(self, part: Part, keys_D: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which documents belong to a part: the lowest keys are validation, the next ones test."""
+        validation = np.uint64(int(self.validation * 2**64))
+        test = np.uint64(int((self.validation + self.test) * 2**64))
+        if part == "validation":
+            return keys_D < validation
+        return keys_D >= test if part == "train" else (keys_D >= validation) & (keys_D < test)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,28 @@ def read(source: Source, problem: Problem) -> Iterator[Document]:
                 yield document
 
 
+def read_pairs(source: Source, problem: Problem) -> Iterator[Document]:
+    """The documents of a source, their prompts as they are, without the separator; a prompt that
+    is blank is a problem like a line that cannot be read."""
+    fields = source.format in ("jsonl", "parquet") and source.prompt is not None
+    if source.corpus is None and source.format != "pairs" and not fields:
+        raise UserError(
+            f"{source.name} is read as {source.format} and holds no pairs; an encoder-decoder "
+            "learns from pairs: format = 'pairs', or 'jsonl' or 'parquet' with prompt, the field "
+            "of the source."
+        )
+    if source.on_error == "stop":
+        problem = _stop
+    plain = dataclasses.replace(source, separator="")
+    for number, document in enumerate(read(plain, problem), 1):
+        if document.prompt.strip():
+            yield document
+        elif source.corpus is not None:
+            raise UserError(f"{source.corpus} holds no pairs; an encoder-decoder learns from them.")
+        else:
+            problem(f"{source.name}: pair {number} has an empty source")
+
+
 def _stop(message: str) -> None:
     raise UserError(f"{message}; on_error = 'skip' would leave it out.")
 

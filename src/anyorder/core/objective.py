@@ -84,7 +84,7 @@ class TrainingBatch:
     source_documents_BS: torch.Tensor | None = None
     """int64; document k of a row's targets has source document k of that row; -1 is padding."""
     progress: float = 0.0
-    """How much of the run lies behind, 0 to 1; 0 in validation, whose values shall be comparable."""
+    """Share of the run that lies behind; 0 in validation, whose values shall be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

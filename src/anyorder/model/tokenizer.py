@@ -41,6 +41,8 @@ class Tokenizer:
         self.unknown_token: int | None = source.unknown
         self.mask_token: int | None = source.mask_token
         """The token for a masked place; None: the model has none."""
+        self.infill_tokens = source.infill_tokens
+        """What stands before prefix, suffix and middle where a middle is filled in; None: none."""
         self.chat_template: str | None = source.chat_template
         self._template_variables = source.template_variables
         names = {token: text for text, token in source.control.items()}

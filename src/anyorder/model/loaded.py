@@ -19,6 +19,7 @@ from anyorder.model.drafters.loading import drafter_loader
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
+from anyorder.model.recorded import recorded
 from anyorder.model.settings import settings
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
@@ -85,6 +86,8 @@ def load(
         num_layers=len(config.layers),
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
     )
+    if found.kind == "folder":
+        abilities = recorded(found.path, abilities)
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
 
 

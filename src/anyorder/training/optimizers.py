@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from anyorder.model.transformer import Transformer
-from anyorder.training.config import OptimizerRecipe
+from anyorder.model.attention import Attention
+from anyorder.training.network import Trainee
+from anyorder.training.passes import named_parameters
+from anyorder.training.sections import OptimizerRecipe
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values near 1, from Jordan et al."""
@@ -65,14 +67,14 @@ def orthogonalize(matrix_RC: torch.Tensor, num_iterations: int = 5) -> torch.Ten
 
 
 class Optimizer:
-    """All parameters of a network, each with the optimiser that suits it."""
+    """All that is trained, each parameter with the optimiser that suits it."""
 
-    def __init__(self, network: Transformer, recipe: OptimizerRecipe) -> None:
+    def __init__(self, trainee: Trainee, recipe: OptimizerRecipe) -> None:
         self._recipe = recipe
         self._names: dict[torch.Tensor, str] = {
-            parameter: name for name, parameter in network.named_parameters()
+            parameter: name for name, parameter in named_parameters(trainee)
         }
-        hidden = dict(_hidden_matrices(network)) if recipe.name == "muon" else {}
+        hidden = dict(_hidden_matrices(trainee.network)) if recipe.name == "muon" else {}
         rest = [parameter for parameter in self._names if parameter not in hidden]
         self._muon = Muon(hidden, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         self._adamw = torch.optim.AdamW(
@@ -121,16 +123,17 @@ class Optimizer:
             target[parameter][kind] = value.to(device)
 
 
-def _hidden_matrices(network: Transformer) -> Iterator[tuple[nn.Parameter, list[int]]]:
-    """The layers' matrices, with the rows of what each fuses."""
-    config = network.config
-    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-    for name, parameter in network.layers.named_parameters():
-        if parameter.dim() != 2:
+def _hidden_matrices(network: nn.Module) -> Iterator[tuple[nn.Parameter, list[int]]]:
+    """The matrices of the network's layers, with the rows of what each fuses."""
+    for name, parameter in network.named_parameters():
+        inside = "layers" in name.split(".")
+        if not inside or parameter.dim() != 2 or not parameter.requires_grad:
             continue
         rows = [len(parameter)]
-        if name.endswith("attention.qkv.weight"):
-            rows = [count * config.head_width for count in heads]
+        owner = network.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+        if name.endswith(".qkv.weight") and isinstance(owner, Attention):
+            heads = (owner.num_heads, owner.num_kv_heads, owner.num_kv_heads)
+            rows = [count * owner.head_width for count in heads]
         elif name.endswith("gate_up.weight"):
             rows = [len(parameter) // 2] * 2
         yield parameter, rows

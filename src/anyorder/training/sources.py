@@ -56,7 +56,7 @@ def open_data(
 def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed: bool) -> Path:
     size = recipe.data.vocabulary
     if size is None:
-        named = recipe.data.tokenizer or recipe.model.init
+        named = recipe.tokenizer
         assert named is not None, "a recipe has a tokenizer"
         return tokenizer_folder(recipe.source(named))
     if not (resumed and trained.exists()):

@@ -8,7 +8,6 @@ another order every time. One process; weights and optimiser are float32, arithm
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -20,17 +19,16 @@ from pathlib import Path
 import torch
 
 from anyorder.core.errors import CheckpointError, TrainingStopped, UserError
-from anyorder.core.objective import Loss, TrainingBatch
-from anyorder.model.saving import save_model
+from anyorder.core.objective import TrainingBatch
 from anyorder.model.settings import settings
-from anyorder.model.tokenizer import Tokenizer
 from anyorder.training import checkpoints
 from anyorder.training.checkpoints import Checkpoint
 from anyorder.training.config import Recipe, difference
 from anyorder.training.metrics import MetricsFile, StepMetrics
 from anyorder.training.optimizers import Optimizer
+from anyorder.training.passes import Passes, named_parameters, split
 from anyorder.training.schedules import factor
-from anyorder.training.setup import TrainingData, make_decoder
+from anyorder.training.setup import TrainingData, make_trainee
 from anyorder.training.sources import open_data
 from anyorder.training.token_store import Progress
 
@@ -81,15 +79,11 @@ class Trainer:
                 "give another output folder."
             )
         self._data = data
-        tokenizer = Tokenizer.from_folder(data.tokenizer_folder)
-        self._model = make_decoder(recipe, tokenizer, self._device)
-        self._network = self._model.network
-        self._worker = self._model
-        """Runs the passes; in bfloat16 a copy of the float32 weights that are trained."""
-        if recipe.run.dtype == "bfloat16":
-            copied = copy.deepcopy(self._network).to(torch.bfloat16)
-            self._worker = dataclasses.replace(self._model, network=copied)
-        self._optimizer = Optimizer(self._network, recipe.optimizer)
+        self._trainee = make_trainee(recipe, data, self._device)
+        self._passes = Passes(
+            self._trainee, recipe.objective, dtype=getattr(torch, recipe.run.dtype)
+        )
+        self._optimizer = Optimizer(self._trainee, recipe.optimizer)
         self._ema: dict[str, torch.Tensor] = {}
         if recipe.run.ema is not None:
             self._ema = {name: p.detach().clone() for name, p in self._parameters()}
@@ -124,6 +118,7 @@ class Trainer:
         run = self.recipe.run
         started = time.perf_counter()
         batch = self._data.train.batch(step - 1, batch_size=run.batch_size)
+        batch = dataclasses.replace(batch, progress=(step - 1) / run.steps)
         rate = factor(self.recipe.schedule, step, run.steps)
         try:
             loss, extras = self._gradient(batch, self._generator(step))
@@ -167,11 +162,11 @@ class Trainer:
         for _, parameter in self._parameters():
             parameter.grad = None
         total, weight, extras = 0.0, 0.0, Counter[str]()
-        self._refresh()
-        for part in _split(batch, self.recipe.run.accumulation):
-            loss = self._loss(part, rng)
+        self._passes.refresh()
+        for part in split(batch, self.recipe.run.accumulation):
+            loss = self._passes.loss(part, rng)
             loss.total.backward()  # type: ignore[no-untyped-call]
-            self._collect()
+            self._passes.collect()
             total += loss.total.item()
             weight += loss.weight
             extras.update(loss.metrics)
@@ -195,32 +190,6 @@ class Trainer:
             parameter.grad.div_(weight)
         return mean, {name: value / weight for name, value in extras.items()}
 
-    def _loss(self, batch: TrainingBatch, rng: torch.Generator) -> Loss:
-        batch = TrainingBatch(
-            tokens_BT=batch.tokens_BT.to(self._device),
-            documents_BT=batch.documents_BT.to(self._device),
-            targets_BT=batch.targets_BT.to(self._device),
-        )
-        return self.recipe.objective.loss(self._worker, batch, rng)
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        """Round the weights anew for the passes."""
-        if self._worker is not self._model:
-            pairs = zip(self._worker.network.parameters(), self._network.parameters(), strict=True)
-            for rounded, exact in pairs:
-                rounded.copy_(exact)
-
-    def _collect(self) -> None:
-        """Add up the gradients of bfloat16 passes in float32."""
-        if self._worker is not self._model:
-            pairs = zip(self._worker.network.parameters(), self._network.parameters(), strict=True)
-            for rounded, exact in pairs:
-                if rounded.grad is not None:
-                    new = rounded.grad.float()
-                    exact.grad = new if exact.grad is None else exact.grad.add_(new)
-                    rounded.grad = None
-
     @torch.no_grad()
     def validate(self) -> float | None:
         """Mean loss on held-out data, always the same data and noise; with the running mean of the
@@ -233,9 +202,9 @@ class Trainer:
         rng = self._generator(0)
         total = weight = 0.0
         with self._averaged():
-            self._refresh()
+            self._passes.refresh()
             for index in range(count):
-                loss = self._loss(data.batch(index, batch_size=size), rng)
+                loss = self._passes.loss(data.batch(index, batch_size=size), rng)
                 total += loss.total.item()
                 weight += loss.weight
         return total / weight if weight else None
@@ -259,11 +228,8 @@ class Trainer:
 
     def _export(self) -> None:
         with self._averaged():
-            save_model(
-                self.output / "model",
-                self._network,
-                self._model.fields,
-                self._data.tokenizer_folder,
+            self.recipe.model.save(
+                self.output / "model", self._trainee, self._data.tokenizer_folder
             )
 
     def _compare(self, checkpoint: Checkpoint) -> None:
@@ -296,7 +262,7 @@ class Trainer:
                 parameter.data = own[name]
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return self._network.named_parameters()
+        return named_parameters(self._trainee)
 
     def _generator(self, step: int) -> torch.Generator:
         """The randomness of a step (1, 2, ...), or of validation (0)."""
@@ -311,11 +277,3 @@ class Trainer:
             else f"the last good checkpoint is {found}"
         )
         raise TrainingStopped(f"training stopped at step {step}: {why}; {last}. {_ADVICE}")
-
-
-def _split(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
-    """The batch's sequences in consecutive parts of equal size."""
-    tensors = (batch.tokens_BT, batch.documents_BT, batch.targets_BT)
-    pieces = (tensor.chunk(num_parts) for tensor in tensors)
-    for tokens_BT, documents_BT, targets_BT in zip(*pieces, strict=True):
-        yield TrainingBatch(tokens_BT=tokens_BT, documents_BT=documents_BT, targets_BT=targets_BT)

@@ -39,6 +39,13 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
+def tiny_encoder_decoder_config(**changes: Any) -> ModelConfig:
+    """`tiny_config` with an encoder of the same kind."""
+    own = {"length_classes", "head_bias", "logit_scale", "text_rules"}
+    encoder = tiny_config(**{name: value for name, value in changes.items() if name not in own})
+    return tiny_config(**changes, encoder=encoder)
+
+
 @functools.cache
 def tiny_model(seed: int = 0, *, tokenizer: Any = None, ends: bool = True) -> LoadedModel:
     """A random model in float64, so that results can be compared exactly."""

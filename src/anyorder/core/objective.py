@@ -51,6 +51,10 @@ class TrainableModel(Protocol):
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """An encoder's output [N, W] for its own tokens; encoder-decoder networks only."""
 
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, lengths] of the target's length, from rows of `encode` at the first
+        token of each source; encoder-decoder networks with a length head only."""
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -1,4 +1,4 @@
-"""What a decoder looks like, as data: everything that varies between model families.
+"""What a network looks like, as data: everything that varies between model families.
 
 One stack (`transformer.Transformer`) reads this and branches on it; it knows no family's name. The
 files in `architectures/` translate a checkpoint's own configuration into a `ModelConfig`.
@@ -96,6 +96,18 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelativePositions:
+    """A learned bias of attention scores by distance, in buckets that grow (T5, arXiv 1910.10683);
+    one table for all layers."""
+
+    num_buckets: int
+    max_distance: int
+    """From here on all distances share the last bucket."""
+    bidirectional: bool
+    """Half of the buckets are for what lies ahead."""
+
+
 # ----------------------------------------------------------------------------------------- layers
 @dataclass(frozen=True, kw_only=True)
 class Experts:
@@ -130,8 +142,24 @@ class LayerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What a checkpoint says of every text that its decoder makes."""
+
+    start_tokens: tuple[int, ...] = ()
+    """An encoder-decoder's decoder begins with these; the prompt is the encoder's."""
+    first_token: int | None = None
+    """The first new token, always."""
+    last_token: int | None = None
+    """The last new token of a text that reaches its length limit."""
+    banned: tuple[tuple[int, ...], ...] = ()
+    """Runs of tokens that never occur."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One decoder-only language model."""
+    """One stack: a decoder, or an encoder (which has no head and is no decoder's layers' cache).
+
+    An encoder-decoder is a decoder that has an `encoder`, whose embedding is its own too."""
 
     architecture: str
     """Name of the file in `architectures/` that reads its checkpoints."""
@@ -141,6 +169,9 @@ class ModelConfig:
     context_length: int
     layers: tuple[LayerConfig, ...]
     end_tokens: frozenset[int] = frozenset()
+    encoder: ModelConfig | None = None
+    """What every layer cross-attends to after its self-attention."""
+    text_rules: TextRules = TextRules()
 
     # Attention
     num_heads: int
@@ -156,6 +187,7 @@ class ModelConfig:
     """Queries and keys (after their norm) and values are clamped to [-clip, clip]."""
     alibi: bool = False
     """Attention scores fall linearly with distance (arXiv 2108.12409)."""
+    relative_positions: RelativePositions | None = None
 
     # MLP
     mlp_width: int
@@ -184,8 +216,14 @@ class ModelConfig:
     """Rows of a learned position table; 0: none."""
     position_offset: int = 0
     """Row of position 0 in that table."""
+    sinusoidal_positions: bool = False
+    """Sines, then cosines, of the position are added to the embedding (arXiv 1706.03762)."""
     tied_embeddings: bool = True
     head_bias: bool = False
+    logit_scale: float = 1.0
+    """Final hidden states are multiplied by it on their way to the head."""
+    length_classes: int = 0
+    """Lengths of the target, from 0, that a head on the encoder tells apart; 0: there is none."""
     logit_cap: float | None = None
     """Logits are squashed into (-cap, cap) by tanh."""
 

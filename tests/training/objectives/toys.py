@@ -39,6 +39,9 @@ class ToyModel:
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         raise AssertionError("toys have no encoder")
 
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("toys have no length head")
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -46,8 +49,12 @@ class ToyModel:
         max_new_tokens: int,
         temperature: float,
         rng: torch.Generator,
+        top_p: float = 1.0,
     ) -> list[list[int]]:
         raise AssertionError("toys do not write")
+
+    def text(self, tokens: Sequence[int]) -> str:
+        raise AssertionError("toys have no tokenizer")
 
 
 def toy_model(

@@ -82,6 +82,9 @@ class PackedBatch:
     that are there."""
     conditioning: tuple[tuple[int, torch.Tensor], ...] = ()
     """What stretches of rows are conditioned on, by their first row: [rows, any width]."""
+    mixture: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Ids and weights [N, K each]: the network reads weighted sums of these tokens' embeddings, in
+    place of the embeddings of `tokens_N` (training)."""
 
 
 class KeyValuePool(Protocol):

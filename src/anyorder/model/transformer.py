@@ -210,7 +210,12 @@ class Transformer(nn.Module):
         return x_NW
 
     def _embed(self, batch: PackedBatch) -> torch.Tensor:
-        x_NW = self.embed(batch.tokens_N)
+        if batch.mixture is None:
+            x_NW = self.embed(batch.tokens_N)
+        else:
+            ids_NK, weights_NK = batch.mixture
+            x_NKW = self.embed(ids_NK)
+            x_NW = (x_NKW * weights_NK.to(x_NKW.dtype)[..., None]).sum(1)
         config = self.config
         if config.embedding_width is not None:
             x_NW = self.project_in(x_NW)

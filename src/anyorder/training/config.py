@@ -98,7 +98,7 @@ class Recipe:
             if part is not None:
                 key = _FOUND.get(name)
                 named = {} if key is None else {key: lookup.name_of(part)}
-                sections[name] = {**named, **dataclasses.asdict(part)}
+                sections[name] = {**named, **_plain(part)}
         stored: dict[str, dict[str, Any]] = json.loads(json.dumps(sections))
         return stored
 
@@ -166,6 +166,16 @@ def difference(ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Any])
             if here != there:
                 return f"[{section}] {name} is {here!r}, and was {there!r} in the checkpoint"
     return None
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """Its fields, with the names of what was found by name."""
+    fields = dataclasses.asdict(part)
+    for option in describe(type(part)):
+        if option.folder is not None:
+            inner = getattr(part, option.name)
+            fields[option.name] = {"name": lookup.name_of(inner), **_plain(inner)}
+    return fields
 
 
 def _table(sections: Mapping[str, object], name: str) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed:
     if not (resumed and trained.exists()):
         texts = _texts(sources)
         with whole_folder(trained) as partial:
-            train_tokenizer(texts, partial, size=size)
+            further = recipe.objective.control_tokens
+            train_tokenizer(texts, partial, size=size, further=further)
     return trained
 
 

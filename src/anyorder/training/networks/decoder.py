@@ -167,6 +167,7 @@ def _abilities(name: str, config: ModelConfig, surroundings: Surroundings) -> Ab
         end_tokens=config.end_tokens | surroundings.tokenizer.end_tokens,
         mask_token=surroundings.tokenizer.mask_token,
         num_layers=len(config.layers),
+        infill_tokens=surroundings.tokenizer.infill_tokens,
     )
 
 

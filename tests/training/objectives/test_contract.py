@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tests.training.objectives.closed_forms import CLOSED_FORMS, closed_form
-from tests.training.objectives.toys import mean_loss, pack, repeat, tiniest_model, toy_model, words
+from tests.training.objectives.toys import (
+    equip,
+    mean_loss,
+    pack,
+    repeat,
+    tiniest_model,
+    toy_model,
+    words,
+)
 
 from anyorder.core import lookup
 from anyorder.core.errors import UserError
@@ -41,7 +49,8 @@ def make(name: str, **options: object) -> Objective:
 
 
 def loss(objective: Objective, batch: TrainingBatch, seed: int = 0, **model: Any) -> Loss:
-    return objective.loss(toy_model(**model), batch, torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    return objective.loss(equip(toy_model(**model), objective), batch, rng)
 
 
 def two_rows() -> TrainingBatch:
@@ -61,14 +70,16 @@ def test_every_objective_is_described_and_has_a_closed_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_finite_and_every_parameter_has_a_gradient(name: str) -> None:
-    model = toy_model(tied_embeddings=False)
-    batch = two_rows()
-    found = make(name).loss(model, batch, torch.Generator().manual_seed(0))
+    objective, batch = make(name), two_rows()
+    model = equip(toy_model(tied_embeddings=False), objective)
+    found = objective.loss(model, batch, torch.Generator().manual_seed(0))
     found.total.backward()
     assert found.total.isfinite() and found.total.shape == ()
     assert 0 < found.weight <= int(batch.targets_BT.sum())
     assert all(math.isfinite(value) for value in found.metrics.values())
-    for parameter_name, parameter in model.network.named_parameters():
+    parameters = [*model.network.named_parameters()]
+    parameters += [] if model.companion is None else [*model.companion.named_parameters()]
+    for parameter_name, parameter in parameters:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
         assert parameter.grad.any(), parameter_name
 
@@ -82,10 +93,13 @@ def test_the_same_draws_give_the_same_loss(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_tokens_are_learnt_by_heart(name: str) -> None:
     # With rotary positions alone, the places of a text that is all masks would look alike.
-    model, objective = toy_model(spread=0.1, learned_positions=32), make(name)
+    objective = make(name)
+    model = equip(toy_model(spread=0.1, learned_positions=32), objective)
+    parameters = [*model.network.parameters()]
+    parameters += [] if model.companion is None else [*model.companion.parameters()]
     batch = repeat(pack([words(0, 20)]), 4)
     rng = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
     history = []
     for _ in range(110):
         found = objective.loss(model, batch, rng)
@@ -99,7 +113,8 @@ def test_twenty_tokens_are_learnt_by_heart(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_halves_add_up_to_the_whole(name: str) -> None:
-    model, objective, whole = toy_model(), make(name), two_rows()
+    objective, whole = make(name), two_rows()
+    model = equip(toy_model(), objective)
     halves = [
         TrainingBatch(
             tokens_BT=whole.tokens_BT[row : row + 1],
@@ -149,7 +164,7 @@ def test_the_mean_over_draws_is_the_closed_form(name: str, options: dict[str, An
     objective = make(name, **options)
     symbols = 2
     mask = objective.needs_mask_token
-    model = tiniest_model(symbols + mask, mask=mask)
+    model = equip(tiniest_model(symbols + mask, mask=mask), objective)
     document, targets = [1, 0, 0, 1, 1], [1, 2, 3, 4]
     # Behind another document, before padding, its first token given.
     copies = 400

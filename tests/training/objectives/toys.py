@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
 from anyorder.model.config import LayerConfig, Rope
 from anyorder.model.transformer import Transformer
+from anyorder.training import rollouts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,10 +52,18 @@ class ToyModel:
         rng: torch.Generator,
         top_p: float = 1.0,
     ) -> list[list[int]]:
-        raise AssertionError("toys do not write")
+        return rollouts.generate(
+            self.network,
+            self.abilities,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rng=rng,
+            top_p=top_p,
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
-        raise AssertionError("toys have no tokenizer")
+        return " ".join(map(str, tokens))
 
 
 def toy_model(
@@ -74,8 +83,25 @@ def toy_model(
         vocabulary_size=vocabulary,
         context_length=config.context_length,
         mask_token=vocabulary - 1 if mask else None,
+        # Any ids do; in a vocabulary of two symbols, these.
+        infill_tokens=(0, 1, 0) if vocabulary < 8 else (vocabulary - 4, vocabulary - 3, 7),
     )
     return ToyModel(network=network, abilities=abilities)
+
+
+def equip(model: ToyModel, objective: Objective) -> ToyModel:
+    """The model with what the objective needs besides it: another model as its teacher, and its
+    companion."""
+    teacher = None
+    if objective.needs_teacher:
+        config = model.network.config
+        network = Transformer.random(config, seed=77, spread=0.3, dtype=torch.float64)
+        teacher = ToyModel(network=network, abilities=model.abilities)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        companion = objective.companion(model.abilities)
+    companion = None if companion is None else companion.double()
+    return replace(model, teacher=teacher, companion=companion)
 
 
 def tiniest_model(vocabulary: int, *, mask: bool) -> ToyModel:

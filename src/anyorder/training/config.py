@@ -23,6 +23,7 @@ from anyorder.core.options import Part, build, describe
 from anyorder.training.network import NetworkRecipe
 from anyorder.training.readers import Source
 from anyorder.training.sections import (
+    AdapterRecipe,
     DataRecipe,
     OptimizerRecipe,
     RunRecipe,
@@ -44,6 +45,7 @@ class Recipe:
     schedule: ScheduleRecipe
     run: RunRecipe
     teacher: TeacherRecipe | None = None
+    adapter: AdapterRecipe | None = None
     folder: Path = field(default=Path(), compare=False)
     """Where relative paths of [model] and [data] start."""
 
@@ -60,6 +62,11 @@ class Recipe:
                     f"{lookup.name_of(part)} needs a teacher; add [teacher] with init, the name or "
                     "folder of a model."
                 )
+        if self.adapter is not None and not (self.model.adaptable and self.model.source):
+            raise InvalidRequest(
+                "[adapter] needs a model to fine-tune: give a [model] of kind decoder init, the "
+                "name or folder of one, or leave [adapter] out."
+            )
         if self.data.vocabulary is not None and self.origin is not None:
             raise InvalidRequest(
                 f"[data] has vocabulary, but {self.origin} knows only its own tokenizer; leave "
@@ -103,7 +110,7 @@ class Recipe:
         return stored
 
 
-_SECTIONS = ("model", "teacher", "data", "objective", "optimizer", "schedule", "run")
+_SECTIONS = ("model", "teacher", "adapter", "data", "objective", "optimizer", "schedule", "run")
 _FOUND = {"model": "kind", "objective": "name"}
 """Sections that are found by name, and the field that holds it."""
 _MAY_CHANGE = {
@@ -146,6 +153,7 @@ def build_recipe(sections: Mapping[str, object], *, folder: Path = Path()) -> Re
     return Recipe(
         model=_model(sections),
         teacher=_section(TeacherRecipe, sections, "teacher") if "teacher" in sections else None,
+        adapter=_section(AdapterRecipe, sections, "adapter") if "adapter" in sections else None,
         data=_section(DataRecipe, sections, "data"),
         objective=checked,
         optimizer=_section(OptimizerRecipe, sections, "optimizer"),

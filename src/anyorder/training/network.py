@@ -43,6 +43,8 @@ class Surroundings:
     """Of new weights."""
     locate: Callable[[str], str]
     """A model that the recipe names, as `catalog.resolve` knows it."""
+    counts: Callable[[int], torch.Tensor]
+    """How often each of so many tokens is a target in an epoch of the data, int64."""
     teacher: LoadedModel | None = None
     """The frozen model of [teacher], in the type and the place of the passes."""
     adapter: AdapterRecipe | None = None
@@ -60,6 +62,10 @@ class _Passes(Protocol):
 
     def encode(self, batch: PackedBatch) -> torch.Tensor: ...
 
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor: ...
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor: ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trainee:
@@ -71,6 +77,8 @@ class Trainee:
     abilities: Abilities
     fields: Mapping[str, Any] = field(default_factory=dict)
     """config.json of the folder that it will be saved as."""
+    adapter: AdapterRecipe | None = None
+    """What it was adapted by."""
     teacher: TrainableModel | None = None
     companion: torch.nn.Module | None = None
     tokenizer: Tokenizer | None = None
@@ -90,6 +98,14 @@ class Trainee:
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """An encoder's output [N, W]."""
         return self._passes.encode(batch)
+
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, lengths] of the target's length."""
+        return self._passes.length_logits(states_MW)
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [D, L, L] of going from vertex to vertex."""
+        return self._passes.links(hidden_DLW, num_vertices_D)
 
     def generate(
         self,

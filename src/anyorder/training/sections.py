@@ -25,6 +25,22 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterRecipe:
+    """[adapter]: train low-rank additions (LoRA) to the matrices of a model to fine-tune."""
+
+    rank: Annotated[int, Range(1), "rows of the smaller matrices"] = 8
+    alpha: Annotated[float, Range(1e-6), "the additions are multiplied by alpha / rank"] = 16.0
+    targets: Annotated[Literal["attention", "mlp", "all"], "which matrices of the layers"] = "all"
+    dora: Annotated[bool, "learn the lengths of the matrices' rows too (DoRA)"] = False
+    export: Annotated[
+        Literal["merged", "adapter"], "a whole model, or a folder of additions for PEFT"
+    ] = "merged"
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """[data]: which texts, and how they become sequences of tokens."""
 
@@ -106,6 +122,13 @@ class RunRecipe:
     divergence: Annotated[
         float, Range(0.0), "stop if the smoothed loss is so far above its lowest"
     ] = 2.0
+    checkpoint_layers: Annotated[
+        bool, "keep layers' inputs alone and run each layer again for gradients: less memory"
+    ] = False
+    compile: Annotated[bool, "compile the layers with torch.compile"] = False
+    tensor_parallel: Annotated[
+        int, Range(1), "of the run's processes, how many share every matrix"
+    ] = 1
     export: Annotated[Literal["end", "checkpoints"], "when a model folder is written"] = "end"
     output: Annotated[str | None, "folder; none: runs/ and the recipe's name"] = None
 

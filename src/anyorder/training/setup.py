@@ -72,7 +72,9 @@ def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Tr
             length=recipe.data.length,
             seed=recipe.run.seed,
             locate=recipe.source,
+            counts=lambda size: _counts(data.train, size),
             teacher=teacher,
+            adapter=recipe.adapter,
         )
     )
     abilities = trainee.abilities
@@ -103,6 +105,14 @@ def _check_fit(recipe: Recipe, tokenizer: Tokenizer, abilities: Abilities) -> No
             f"[data] length is {recipe.data.length}, but the context of {abilities.name} is "
             f"{abilities.context_length} tokens; lower length."
         )
+
+
+def _counts(data: Sequences, size: int) -> torch.Tensor:
+    counts = torch.zeros(size, dtype=torch.int64)
+    for number in range(data.num_sequences):
+        batch = data.batch(number, batch_size=1)
+        counts += torch.bincount(batch.tokens_BT[batch.targets_BT], minlength=size)
+    return counts
 
 
 def _frozen(teacher: LoadedModel, tokenizer: Tokenizer) -> Trainee:

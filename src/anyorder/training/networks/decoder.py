@@ -26,6 +26,7 @@ from anyorder.model.recorded import record
 from anyorder.model.safetensors_folder import read_json
 from anyorder.model.saving import llama_fields, save_model
 from anyorder.model.transformer import Transformer
+from anyorder.training.adapters import adapt, merged, save_adapter
 from anyorder.training.network import NetworkRecipe, Surroundings, Trainee
 from anyorder.training.setup import tokenizer_folder
 
@@ -110,13 +111,24 @@ class Decoder(NetworkRecipe):
             config, tensors = open_folder(folder)
             network = load_network(config, tensors, dtype=torch.float32)
             abilities = _abilities(self.init, config, surroundings)
-        return Trainee(network=network.requires_grad_(True), abilities=abilities, fields=fields)
+        network.requires_grad_(True)
+        if surroundings.adapter is not None:
+            adapt(network, surroundings.adapter, seed=surroundings.seed)
+        return Trainee(
+            network=network, abilities=abilities, fields=fields, adapter=surroundings.adapter
+        )
 
     def save(self, folder: Path, trainee: Trainee, tokenizer_folder: Path) -> None:
-        """A model folder for `anyorder.Engine` and for transformers."""
-        assert isinstance(trainee.network, Transformer), "make() made one"
-        fields = record(trainee.fields, trainee.abilities)
-        save_model(folder, trainee.network, fields, tokenizer_folder)
+        """A model folder for `anyorder.Engine` and for transformers, or one of adapters."""
+        network, adapter = trainee.network, trainee.adapter
+        assert isinstance(network, Transformer), "make() made one"
+        if adapter is not None and adapter.export == "adapter":
+            assert self.init is not None, "only what is fine-tuned has adapters"
+            save_adapter(folder, network, adapter, self.init, tokenizer_folder)
+            return
+        if adapter is not None:
+            network = merged(network)
+        save_model(folder, network, record(trainee.fields, trainee.abilities), tokenizer_folder)
 
     def _fields(self, surroundings: Surroundings) -> dict[str, Any]:
         """config.json of a new decoder."""

@@ -25,6 +25,20 @@ AttentionKind = Literal["causal", "bidirectional"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What a checkpoint says of every text that is made with it."""
+
+    start_tokens: tuple[int, ...] = ()
+    """Behind an encoder, which reads the prompt, texts begin with these."""
+    first_token: int | None = None
+    """Always the first new token."""
+    last_tokens: frozenset[int] = frozenset()
+    """The last new token of a text that reaches its length limit is one of these, if any."""
+    banned: tuple[tuple[int, ...], ...] = ()
+    """Tokens, or several in a row, that never occur."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Abilities:
     """What a loaded model can do; read from its checkpoint, asked for by methods."""
 
@@ -45,6 +59,13 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    source_length: int = 0
+    """Most tokens that its encoder reads; 0: it has none."""
+    num_lengths: int = 0
+    """Lengths of the target, from 0, that its length head tells apart; 0: it has none."""
+    vertices_per_token: int = 0
+    """Of a decoding graph, for each token of the source and its two ends; 0: it has no links."""
+    text_rules: TextRules = TextRules()
     infill_tokens: tuple[int, int, int] | None = None
     """What stands before prefix, suffix and middle where a text's middle is filled in."""
 

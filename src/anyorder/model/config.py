@@ -8,10 +8,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from anyorder.core.errors import CheckpointError
+from anyorder.core.method import TextRules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 """gelu is the exact one (erf), gelu_tanh its tanh approximation."""
@@ -142,24 +143,9 @@ class LayerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRules:
-    """What a checkpoint says of every text that its decoder makes."""
-
-    start_tokens: tuple[int, ...] = ()
-    """An encoder-decoder's decoder begins with these; the prompt is the encoder's."""
-    first_token: int | None = None
-    """The first new token, always."""
-    last_token: int | None = None
-    """The last new token of a text that reaches its length limit."""
-    banned: tuple[tuple[int, ...], ...] = ()
-    """Runs of tokens that never occur."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One stack: a decoder, or an encoder (which has no head and is no decoder's layers' cache).
-
-    An encoder-decoder is a decoder that has an `encoder`, whose embedding is its own too."""
+    """One stack. An encoder-decoder is a decoder that has an `encoder`, which has the decoder's
+    embedding and no head."""
 
     architecture: str
     """Name of the file in `architectures/` that reads its checkpoints."""
@@ -171,7 +157,7 @@ class ModelConfig:
     end_tokens: frozenset[int] = frozenset()
     encoder: ModelConfig | None = None
     """What every layer cross-attends to after its self-attention."""
-    text_rules: TextRules = TextRules()
+    text_rules: TextRules = field(default_factory=TextRules)
 
     # Attention
     num_heads: int
@@ -220,8 +206,14 @@ class ModelConfig:
     """Sines, then cosines, of the position are added to the embedding (arXiv 1706.03762)."""
     tied_embeddings: bool = True
     head_bias: bool = False
+    logit_bias: bool = False
+    """Logits have a bias of their own, whatever the head."""
     logit_scale: float = 1.0
     """Final hidden states are multiplied by it on their way to the head."""
+    link_heads: int = 0
+    """Heads that say where a path through the decoder's vertices goes on; 0: there are no links."""
+    vertices_per_token: int = 0
+    """Of a decoding graph with links, for each token of the source and its two ends."""
     length_classes: int = 0
     """Lengths of the target, from 0, that a head on the encoder tells apart; 0: there is none."""
     logit_cap: float | None = None

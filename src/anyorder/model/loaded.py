@@ -77,18 +77,26 @@ def load(
     network = load_network(
         config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
     )
+    abilities = abilities_of(found.name, config, tokenizer)
+    if found.kind == "folder":
+        abilities = recorded(found.path, abilities)
+    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> Abilities:
+    """What a network of this configuration can do with this tokenizer."""
     ends = config.end_tokens | (tokenizer.end_tokens if tokenizer is not None else frozenset())
-    abilities = Abilities(
-        name=found.name,
+    return Abilities(
+        name=name,
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         end_tokens=ends,
         num_layers=len(config.layers),
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
+        source_length=0 if config.encoder is None else config.encoder.context_length,
+        text_rules=config.text_rules,
+        infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
     )
-    if found.kind == "folder":
-        abilities = recorded(found.path, abilities)
-    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
 
 
 def load_draft(

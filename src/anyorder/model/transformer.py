@@ -119,8 +119,8 @@ class Transformer(nn.Module):
             Layer(config, index, relative) for index in range(len(config.layers))
         )
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
-        if config.tied_embeddings and config.head_bias:
-            self.head_bias = HeadBias(config.vocabulary_size)
+        if config.logit_bias:
+            self.logit_bias = LogitBias(config.vocabulary_size)
         if not config.tied_embeddings:
             self.head = nn.Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
 
@@ -189,10 +189,10 @@ class Transformer(nn.Module):
             hidden_MW = hidden_MW * self.config.logit_scale
         if self.config.tied_embeddings:
             logits_MV = F.linear(hidden_MW, self.embedding.weight).float()
-            if self.config.head_bias:
-                logits_MV = logits_MV + self.head_bias.bias
         else:
             logits_MV = self.head(hidden_MW).float()
+        if self.config.logit_bias:
+            logits_MV = logits_MV + self.logit_bias.bias
         if self.config.logit_cap is not None:
             logits_MV = torch.tanh(logits_MV / self.config.logit_cap) * self.config.logit_cap
         return logits_MV
@@ -228,8 +228,8 @@ class Transformer(nn.Module):
         return x_NW
 
 
-class HeadBias(nn.Module):
-    """A bias of logits beside a tied head, [1, V]."""
+class LogitBias(nn.Module):
+    """A bias of logits beside any head, [1, V]."""
 
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__()

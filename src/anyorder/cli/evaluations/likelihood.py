@@ -1,0 +1,175 @@
+"""Perplexity per token and per word, bits per byte; exact, or a bound with its standard error."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from anyorder.cli.evaluations.data import Data, open_data
+from anyorder.cli.evaluations.models import Shown, load_shown, name_of_model
+from anyorder.cli.numbers import whole_number
+from anyorder.core import lookup
+from anyorder.core.errors import InvalidRequest, UserError
+
+if TYPE_CHECKING:
+    from anyorder.core.objective import Objective
+    from anyorder.evaluation.likelihood import Likelihood
+    from anyorder.evaluation.tables import Cell, Table
+    from anyorder.evaluation.windows import HeldOutText, Sizes
+    from anyorder.model.tokenizer import Tokenizer
+
+FLAGS = frozenset({"part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"})
+TAKES_REQUEST = False
+_LONGEST = 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this task alone."""
+    add = parser.add_argument_group("likelihood").add_argument
+    add(
+        "--objective",
+        metavar="NAME",
+        nargs="+",
+        help="what the model was trained for, or each of them [what its checkpoint says]",
+    )
+    add("--block-size", metavar="N", help="of block_diffusion, with --objective")
+    add("--num-draws", metavar="N", help="draws of noise for a bound [16]")
+    add("--length", metavar="N", help="tokens of a window [the recipe's, or at most 1024]")
+    add("--rows", metavar="N", help="windows of a pass [16]")
+
+
+def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
+    """A row for each model."""
+    data = open_data(arguments.data, arguments.part)
+    objectives = _objectives(arguments)
+    num_draws = whole_number("--num-draws", arguments.num_draws, 16, least=2)
+    rows: list[dict[str, Cell]] = []
+    for model, objective in zip(arguments.models, objectives, strict=True):
+        rows.append(_row(arguments, data, model, objective, num_draws, shown))
+    same = len({row["tokens"] for row in rows}) == 1
+    notes = [f"Data: {data.name}; {rows[0]['bytes']:,} bytes of text to predict."]
+    if any(row["error"] is not None for row in rows):
+        notes.append(
+            f"Bounds are from above; ± is the standard error over {num_draws} draws of noise."
+        )
+    if not same:
+        notes.append("The models cut text into different tokens: compare words and bytes.")
+    from anyorder.evaluation.tables import Column, Table
+
+    columns = (
+        Column(key="model", title="model"),
+        Column(key="likelihood", title="likelihood"),
+        Column(key="tokens", title="tokens"),
+        Column(key="perplexity", title="perplexity", ratio=same),
+        Column(key="error", title="±"),
+        Column(key="word_perplexity", title="per word", digits=1),
+        Column(key="bits_per_byte", title="bits/byte", digits=3, ratio=True),
+    )
+    return Table(columns=columns, rows=rows, notes=notes)
+
+
+def _objectives(arguments: argparse.Namespace) -> list[Objective | None]:
+    names, num_models = arguments.objective or [], len(arguments.models)
+    if arguments.block_size is not None and "block_diffusion" not in names:
+        raise InvalidRequest("--block-size goes with --objective block_diffusion.")
+    if len(names) not in (0, 1, num_models):
+        raise InvalidRequest(
+            f"--objective takes one name, or one for each of the {num_models} models, got "
+            f"{len(names)}."
+        )
+    found: list[Objective | None] = []
+    for name in names if len(names) == num_models else names * num_models:
+        cls = lookup.find("training/objectives", name, kind="objective")
+        fields = {}
+        if arguments.block_size is not None and name == "block_diffusion":
+            fields["block_size"] = whole_number("--block-size", arguments.block_size, 1)
+        found.append(cls(**fields))
+    return found or [None] * num_models
+
+
+def _row(
+    arguments: argparse.Namespace,
+    data: Data,
+    model: str,
+    objective: Objective | None,
+    num_draws: int,
+    shown: Shown,
+) -> dict[str, Cell]:
+    import torch
+
+    from anyorder.evaluation.likelihood import likelihood, trained_with
+    from anyorder.evaluation.windows import sizes, windows
+    from anyorder.training.network import Trainee
+
+    loaded = load_shown(model, arguments.dtype, shown)
+    if loaded.tokenizer is None:
+        raise UserError(f"{model} has no tokenizer, so no text can be measured.")
+    network = loaded.network
+    assert isinstance(network, torch.nn.Module), "every loaded network is one"
+    texts = _texts(data, loaded.tokenizer, arguments.num)
+    longest = min(loaded.abilities.context_length, _LONGEST)
+    if data.recipe is not None:
+        longest = min(data.recipe.data.length, loaded.abilities.context_length)
+    length = whole_number("--length", arguments.length, longest, least=2)
+    if length > loaded.abilities.context_length:
+        raise InvalidRequest(
+            f"--length is {length}, but the context of {model} is "
+            f"{loaded.abilities.context_length} tokens."
+        )
+    batches = windows(
+        texts,
+        length=length,
+        batch_size=whole_number("--rows", arguments.rows, 16),
+        device=loaded.network.device,
+    )
+    objective = objective or trained_with(loaded.abilities)
+    found = likelihood(
+        Trainee(network=network, abilities=loaded.abilities),
+        batches,
+        objective,
+        num_draws=num_draws,
+        seed=whole_number("--seed", arguments.seed, 0, least=0),
+        progress=shown,
+    )
+    return _values(name_of_model(model), lookup.name_of(objective), found, sizes(texts))
+
+
+def _values(model: str, objective: str, found: Likelihood, size: Sizes) -> dict[str, Cell]:
+    return {
+        "model": model,
+        "objective": objective,
+        "likelihood": "exact" if found.exact else f"bound ({objective})",
+        "tokens": found.num_tokens,
+        "bytes": size.num_bytes,
+        "nats": found.nats,
+        "perplexity": found.perplexity,
+        "error": None if found.exact else found.perplexity_error,
+        "word_perplexity": math.exp(found.nats_per(size.num_words)),
+        "bits_per_byte": found.nats_per(size.num_bytes) / math.log(2),
+    }
+
+
+def _texts(data: Data, tokenizer: Tokenizer, num: str | None) -> list[HeldOutText]:
+    from anyorder.evaluation.windows import HeldOutText
+    from anyorder.training.documents import Document, Encoder
+
+    def spelled(document: Document, tokens: list[int], targets: list[bool]) -> str:
+        if document.messages:
+            turns = [m["content"] for m in document.messages if m["role"] == "assistant"]
+            return "\n".join(turns)
+        if targets[0]:  # nothing comes before it, so it is not asked for
+            return document.text.removeprefix(tokenizer.decode(tokens[:1]))
+        return document.text
+
+    encoder = Encoder.of(tokenizer)
+    limit = None if num is None else whole_number("--num", num, 1)
+    texts = []
+    for document in islice(data.documents(), limit):
+        tokens, targets = encoder.encode(document)
+        text = spelled(document, tokens, targets)
+        texts.append(HeldOutText(tokens=tokens, targets=targets, text=text))
+    if not texts:
+        raise UserError(f"{data.name} has no documents.")
+    return texts

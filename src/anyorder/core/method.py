@@ -16,6 +16,7 @@ from anyorder.core.options import validate
 
 if TYPE_CHECKING:
     from anyorder.core.forward import Decoding
+    from anyorder.core.plans import PlanTokens
     from anyorder.core.request import Request
     from anyorder.core.sequence import Sequence
 
@@ -68,6 +69,8 @@ class Abilities:
     text_rules: TextRules = TextRules()
     infill_tokens: tuple[int, int, int] | None = None
     """What stands before prefix, suffix and middle where a text's middle is filled in."""
+    plan_tokens: PlanTokens | None = None
+    """Tags of planned diffusion."""
 
 
 @dataclass(frozen=True, kw_only=True)

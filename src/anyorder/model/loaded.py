@@ -96,6 +96,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         source_length=0 if config.encoder is None else config.encoder.context_length,
         text_rules=config.text_rules,
         infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
+        plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,
     )
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anyorder.core.errors import UserError
+from anyorder.core.plans import TAGS
+from anyorder.training.planning import encode_plan, without_plans
 
 if TYPE_CHECKING:
     from anyorder.model.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ class Document:
     prompt: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
     """Of a chat; text and prompt are empty then."""
+    planned: bool = False
+    """Its text has the tags of planned diffusion (`training.planning`)."""
     title: str = ""
     """Of the book or file it belongs to, where there is one (`Source.hold_out`)."""
 
@@ -40,13 +44,22 @@ class Document:
 
         With a prompt it is the prompt, so that no validation prompt was ever seen in training.
         """
-        return self.prompt or self.text or "\0".join(str(m.get("content")) for m in self.messages)
+        return (
+            self.prompt
+            or self.plain_text
+            or "\0".join(str(m.get("content")) for m in self.messages)
+        )
+
+    @property
+    def plain_text(self) -> str:
+        """Without plans."""
+        return without_plans(self.text) if self.planned else self.text
 
     @property
     def num_bytes(self) -> int:
         """Of its text in UTF-8."""
         contents = [str(message.get("content", "")) for message in self.messages]
-        return sum(len(part.encode()) for part in (self.prompt, self.text, *contents))
+        return sum(len(part.encode()) for part in (self.prompt, self.plain_text, *contents))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +113,19 @@ class Encoder:
         if document.messages:
             return self._chat(document.messages)
         prompt = [*self.before, *self._spell(document.prompt)]
-        text = [*self._spell(document.text), *self.after]
+        text = [*self._text(document), *self.after]
         return prompt + text, [False] * len(prompt) + [True] * len(text)
+
+    def _text(self, document: Document) -> list[int]:
+        if not document.planned:
+            return self._spell(document.text)
+        tags = self.tokenizer.plan_tokens
+        if tags is None:
+            raise UserError(
+                f"planned texts need the control tokens {' '.join(TAGS)}, of which the tokenizer "
+                "lacks some; use one that has them, such as one trained for planned_diffusion."
+            )
+        return encode_plan(document.text, tags, self._spell)
 
     def _spell(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special=False, parse_special=False) if text else []

@@ -20,6 +20,7 @@ from anyorder.core.errors import InvalidRequest, UserError
 from anyorder.core.options import Range, validate
 from anyorder.training import corpora
 from anyorder.training.documents import Document
+from anyorder.training.planning import plan_text, without_plans
 
 Problem = Callable[[str], None]
 """Called with one line about each thing that was skipped."""
@@ -52,6 +53,10 @@ class Source:
     on_error: Annotated[Literal["stop", "skip"], "what to do about a line that cannot be read"] = (
         "stop"
     )
+    plan: Annotated[
+        Literal["none", "rules", "tagged"],
+        "for planned_diffusion: rules finds what can be written in parallel; tagged: the texts say",
+    ] = "none"
     weight: Annotated[
         float | None, Range(1e-6), "share of the tokens, relative to other sources; none: as it is"
     ] = None
@@ -65,6 +70,8 @@ class Source:
         validate(self)
         if isinstance(self.hold_out, str) or not all(isinstance(t, str) for t in self.hold_out):
             raise InvalidRequest(f"hold_out must be a list of titles, got {self.hold_out!r}.")
+        if self.format == "chat" and self.plan != "none":
+            raise UserError("a chat has no plans; leave plan out.")
         if (self.path is None) == (self.corpus is None):
             raise UserError("a data source needs either a path or a corpus, and not both.")
 
@@ -114,8 +121,14 @@ def read(source: Source, problem: Problem) -> Iterator[Document]:
     if source.on_error == "stop":
         problem = _stop
     for file in source.files():
-        for document in _read_file(file, source, problem):
-            if document.messages or document.text.strip():
+        for number, document in enumerate(_read_file(file, source, problem), 1):
+            if not document.messages and not document.text.strip():
+                continue
+            try:
+                document = _planned(document, source)
+            except UserError as error:
+                problem(f"{file} document {number}: {str(error).rstrip('.')}")
+            else:
                 yield document
 
 
@@ -139,6 +152,15 @@ def read_pairs(source: Source, problem: Problem) -> Iterator[Document]:
             raise UserError(f"{source.corpus} holds no pairs; an encoder-decoder learns from them.")
         else:
             problem(f"{source.name}: pair {number} has an empty source")
+
+
+def _planned(document: Document, source: Source) -> Document:
+    """The document with plans, as the source asks for them."""
+    if source.plan == "none":
+        return document
+    text = plan_text(document.text) if source.plan == "rules" else document.text
+    without_plans(text)  # says what is wrong with the tags
+    return dataclasses.replace(document, text=text, planned=True)
 
 
 def _stop(message: str) -> None:

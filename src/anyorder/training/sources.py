@@ -76,7 +76,7 @@ def _texts(sources: list[Source]) -> Iterator[str]:
                     "name a model whose tokenizer to use."
                 )
             yield document.prompt
-            yield document.text
+            yield document.plain_text
 
 
 def _ignore(message: str) -> None:

@@ -180,6 +180,7 @@ def _abilities(name: str, config: ModelConfig, surroundings: Surroundings) -> Ab
         mask_token=surroundings.tokenizer.mask_token,
         num_layers=len(config.layers),
         infill_tokens=surroundings.tokenizer.infill_tokens,
+        plan_tokens=surroundings.tokenizer.plan_tokens,
     )
 
 

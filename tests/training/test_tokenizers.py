@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.model.small_tokenizers import CHATML, CORPUS
+from tests.model.small_tokenizers import CHATML, CORPUS, byte_level, metadata, sentencepiece
+from tokenizers import Tokenizer as Backend
 
 from anyorder.core.errors import UserError
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder
-from anyorder.training.tokenizers import CONTROL, train_tokenizer
+from anyorder.training.tokenizers import CONTROL, train_tokenizer, unpack_tokenizer
 
 TURNS = ("<|im_start|>", "<|im_end|>")
 
@@ -120,3 +122,18 @@ def test_template_that_rewrites_the_past(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="lays out 2 messages differently when more follow"):
         Encoder.of(tokenizer).encode(Document(messages=messages))
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentencepiece])
+def test_a_gguf_files_tokenizer_as_a_folder(kind: Callable[[], Backend], tmp_path: Path) -> None:
+    described = metadata(kind(), **{"tokenizer.chat_template": CHATML})
+    unpack_tokenizer(described, tmp_path)
+    expected, found = Tokenizer.from_gguf(described), Tokenizer.from_folder(tmp_path)
+    for text in (*CORPUS, "<|im_start|> and <s>"):
+        for parse_special in (False, True):
+            ids = expected.encode(text, parse_special=parse_special)
+            assert found.encode(text, parse_special=parse_special) == ids
+        assert found.decode(ids) == expected.decode(ids)
+    assert found.end_tokens == expected.end_tokens and found.bos_token == expected.bos_token
+    assert found.control_tokens == expected.control_tokens and found.chat_template == CHATML
+    assert found.differs(expected) is None

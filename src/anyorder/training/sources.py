@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anyorder.core.errors import UserError
+from anyorder.model import catalog
+from anyorder.model.gguf import GGUFFile
 from anyorder.model.saving import whole_folder
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
 from anyorder.training.data import PackedDataset, prepare
 from anyorder.training.readers import Source, read
-from anyorder.training.setup import TrainingData, tokenizer_folder
+from anyorder.training.setup import TrainingData
 from anyorder.training.token_store import Progress
-from anyorder.training.tokenizers import train_tokenizer
+from anyorder.training.tokenizers import train_tokenizer, unpack_tokenizer
 
 
 def open_data(
     recipe: Recipe, output: Path, *, resumed: bool, progress: Progress | None = None
 ) -> TrainingData:
-    """The recipe's data. A trained tokenizer is kept in `output` for when the run is resumed, and
-    so are the tokens."""
+    """The recipe's data. A tokenizer that is trained, or taken out of a GGUF file, is kept in
+    `output` for when the run is resumed, and so are the tokens."""
     sources = [
         source
         if source.path is None
@@ -58,7 +60,13 @@ def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed:
     if size is None:
         named = recipe.tokenizer
         assert named is not None, "a recipe has a tokenizer"
-        return tokenizer_folder(recipe.source(named))
+        found = catalog.resolve(recipe.source(named))
+        if found.kind == "folder":
+            return found.path
+        if not (resumed and trained.exists()):
+            with whole_folder(trained) as partial:
+                unpack_tokenizer(GGUFFile(found.path).metadata, partial)
+        return trained
     if not (resumed and trained.exists()):
         texts = _texts(sources)
         with whole_folder(trained) as partial:

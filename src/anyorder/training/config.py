@@ -67,6 +67,11 @@ class Recipe:
                 "[adapter] needs a model to fine-tune: give a [model] of kind decoder init, the "
                 "name or folder of one, or leave [adapter] out."
             )
+        if self.run.tensor_parallel > 1 and self.optimizer.name == "muon":
+            raise InvalidRequest(
+                "[run] tensor_parallel splits the matrices that muon needs whole; use adamw, or "
+                "leave tensor_parallel out."
+            )
         if self.data.vocabulary is not None and self.origin is not None:
             raise InvalidRequest(
                 f"[data] has vocabulary, but {self.origin} knows only its own tokenizer; leave "
@@ -114,7 +119,10 @@ _SECTIONS = ("model", "teacher", "adapter", "data", "objective", "optimizer", "s
 _FOUND = {"model": "kind", "objective": "name"}
 """Sections that are found by name, and the field that holds it."""
 _MAY_CHANGE = {
-    "run": {"output", "checkpoint_every", "export", "divergence", "device"},
+    "run": {
+        *("output", "checkpoint_every", "export", "divergence", "device"),
+        *("checkpoint_layers", "tensor_parallel"),
+    },
 }
 """Fields without an effect on the weights."""
 

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from anyorder.model.attention import Attention
-from anyorder.training.network import Trainee
-from anyorder.training.passes import named_parameters
 from anyorder.training.sections import OptimizerRecipe
+from anyorder.training.team import part_of, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values near 1, from Jordan et al."""
@@ -45,13 +44,15 @@ class Muon:
             assert matrix_RC.grad is not None, "every matrix has a gradient after backward"
             mean_RC = self.state[matrix_RC]["momentum"]
             mean_RC.mul_(self._momentum).add_(matrix_RC.grad)
-            ahead_RC = matrix_RC.grad.add(mean_RC, alpha=self._momentum)
+            ahead_RC = whole(matrix_RC.grad.add(mean_RC, alpha=self._momentum))
+            update_RC = torch.cat(
+                [
+                    orthogonalize(part_RC).mul_(0.2 * max(part_RC.shape) ** 0.5)
+                    for part_RC in torch.split(ahead_RC, rows)
+                ]
+            )
             matrix_RC.mul_(1.0 - learning_rate * self._weight_decay)
-            parts = torch.split(matrix_RC, rows), torch.split(ahead_RC, rows)
-            pairs = zip(*parts, strict=True)
-            for part_RC, direction_RC in pairs:
-                scale = 0.2 * max(part_RC.shape) ** 0.5
-                part_RC.add_(orthogonalize(direction_RC), alpha=-learning_rate * scale)
+            matrix_RC.add_(part_of(update_RC, matrix_RC), alpha=-learning_rate)
 
 
 def orthogonalize(matrix_RC: torch.Tensor, num_iterations: int = 5) -> torch.Tensor:
@@ -69,12 +70,18 @@ def orthogonalize(matrix_RC: torch.Tensor, num_iterations: int = 5) -> torch.Ten
 class Optimizer:
     """All that is trained, each parameter with the optimiser that suits it."""
 
-    def __init__(self, trainee: Trainee, recipe: OptimizerRecipe) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        network: nn.Module,
+        recipe: OptimizerRecipe,
+    ) -> None:
+        """`parameters` are all that is trained, by name; some of them are the network's."""
         self._recipe = recipe
         self._names: dict[torch.Tensor, str] = {
-            parameter: name for name, parameter in named_parameters(trainee)
+            parameter: name for name, parameter in parameters.items()
         }
-        hidden = dict(_hidden_matrices(trainee.network)) if recipe.name == "muon" else {}
+        hidden = dict(_hidden_matrices(network)) if recipe.name == "muon" else {}
         rest = [parameter for parameter in self._names if parameter not in hidden]
         self._muon = Muon(hidden, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         self._adamw = torch.optim.AdamW(

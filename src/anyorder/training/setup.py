@@ -56,6 +56,14 @@ def tokenizer_folder(source: str) -> Path:
     return found.path
 
 
+def device_of(recipe: Recipe) -> torch.device:
+    """Where the passes run."""
+    kind = recipe.run.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(kind)
+
+
 def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Trainee:
     """The recipe's network in float32, with teacher and companion. UserError if the recipe asks for
     what does not fit together."""

@@ -126,7 +126,7 @@ def test_template_that_rewrites_the_past(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [byte_level, sentencepiece])
 def test_a_gguf_files_tokenizer_as_a_folder(kind: Callable[[], Backend], tmp_path: Path) -> None:
-    described = metadata(kind(), **{"tokenizer.chat_template": CHATML})
+    described = {**metadata(kind()), "tokenizer.chat_template": CHATML}
     unpack_tokenizer(described, tmp_path)
     expected, found = Tokenizer.from_gguf(described), Tokenizer.from_folder(tmp_path)
     for text in (*CORPUS, "<|im_start|> and <s>"):

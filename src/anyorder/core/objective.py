@@ -55,6 +55,10 @@ class TrainableModel(Protocol):
         """float32 logits [M, lengths] of the target's length, from rows of `encode` at the first
         token of each source; encoder-decoder networks with a length head only."""
 
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """float32 [D, L, L]; log-probabilities of going from one to another of a decoding graph's
+        vertices, -inf where not possible; networks with `Abilities.vertices_per_token` only."""
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -111,6 +115,8 @@ class Objective:
     attention: ClassVar[AttentionKind] = "causal"
     """The kind of attention that a model trained with it has learnt (`Abilities.attention`)."""
     needs_mask_token: ClassVar[bool] = False
+    needs_sources: ClassVar[bool] = False
+    """Does it learn from pairs (`TrainingBatch.sources_BS`)? They need an encoder-decoder."""
     needs_teacher: ClassVar[bool] = False
     """Does it run `model.teacher`? A recipe without [teacher] is then refused."""
     control_tokens: ClassVar[tuple[str, ...]] = ()
@@ -126,6 +132,17 @@ class Objective:
 
     def check(self, abilities: Abilities) -> None:
         """Raise UserError if the model lacks what the objective needs."""
+        name = type(self).__name__
+        if self.needs_sources and not abilities.source_length:
+            raise UserError(
+                f"{name} learns from pairs of a source and a target, and {abilities.name} has no "
+                'encoder for the source; give [model] kind = "encoder_decoder".'
+            )
+        if abilities.source_length and not self.needs_sources:
+            raise UserError(
+                f"{name} has no use for sources, which {abilities.name} encodes; give another "
+                'objective, such as "encoder_decoder", or another kind of [model].'
+            )
         if self.needs_mask_token and abilities.mask_token is None:
             raise UserError(
                 f"{type(self).__name__} needs a mask token; {abilities.name} has none. Give the "

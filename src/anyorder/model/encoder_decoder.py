@@ -8,7 +8,8 @@ keys and values, computed once.
 
 A network that fills in masks must know how many: the length head tells from the encoder's output at
 a source's first token how long its target is, as one class a length (Mask-Predict, arXiv
-1904.09324, reads it from a token added for that).
+1904.09324, reads it from a token added for that). One whose texts are paths through a graph of
+vertices has links between them (`links.Links`).
 
 Not here: encoders with an embedding of their own.
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.config import ModelConfig
+from anyorder.model.links import Links
 from anyorder.model.transformer import Layer, Transformer
 
 
@@ -38,6 +40,8 @@ class EncoderDecoder(Transformer):
         self.encoder.embedding = self.embedding
         if config.length_classes:
             self.length_head = nn.Linear(config.encoder.width, config.length_classes)
+        if config.link_heads:
+            self.link_head = Links(config.width, config.link_heads)
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """The encoder's output [N, W] for its own tokens, which see each other as the batch says:
@@ -51,6 +55,11 @@ class EncoderDecoder(Transformer):
         """float32 logits [M, L] of the target's length, from rows of `encode`: the first token of
         each source."""
         return self.length_head(states_MW).float()  # type: ignore[no-any-return]
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """Where paths through graphs of vertices go on, from rows of `hidden`: float32
+        log-probabilities [D, L, L]. A path starts at a graph's first vertex."""
+        return self.link_head(hidden_DLW, num_vertices_D)  # type: ignore[no-any-return]
 
 
 class Encoder:

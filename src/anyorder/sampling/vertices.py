@@ -49,7 +49,7 @@ class Graphs:
         ends_BC = vertices_BC.cumsum(dim=1)
         num_rows, length = len(vertices_BC), int(ends_BC[:, -1].max())
         places_G = torch.arange(length, device=device)
-        documents_BG = torch.searchsorted(ends_BC, places_G.expand(num_rows, -1), right=True)
+        documents_BG = torch.searchsorted(ends_BC, places_G.repeat(num_rows, 1), right=True)
         documents_BG = torch.where(places_G < ends_BC[:, -1:], documents_BG, -1)
 
         learnt_BT = predicted(batch)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tests.training.objectives import pair_forms, rollout_forms
 from tests.training.objectives.toys import ToyModel
 
 from anyorder.core.batch import dense_batch
@@ -154,6 +155,13 @@ CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "masked_diffusion": masked_diffusion,
     "uniform_diffusion": uniform_diffusion,
     "block_diffusion": block_diffusion,
+    "span_infill": rollout_forms.span_infill,
+    "scheduled_sampling": rollout_forms.scheduled_sampling,
+    "policy_gradient": rollout_forms.policy_gradient,
+    "adversarial": rollout_forms.adversarial,
+    "encoder_decoder": pair_forms.encoder_decoder,
+    "mask_predict": pair_forms.mask_predict,
+    "dag": pair_forms.dag,
 }
 
 

@@ -19,6 +19,7 @@ from tests.training.objectives.toys import ToyModel
 from anyorder.core.batch import dense_batch
 from anyorder.core.objective import Objective
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
+from anyorder.training.objectives.distillation import Distillation
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
@@ -61,6 +62,27 @@ def next_token(
         visible = torch.ones(place, place, dtype=torch.bool).tril()
         found = predictions(model, [document[:place]], visible, ban=False)
         total -= float(found[0, -1, document[place]])
+    return total
+
+
+def distillation(
+    objective: Distillation, model: ToyModel, document: Document, targets: Targets
+) -> float:
+    """Every prefix alone, to both."""
+    assert isinstance(model.teacher, ToyModel)
+    total = 0.0
+    for place in targets:
+        visible = torch.ones(place, place, dtype=torch.bool).tril()
+        ours, theirs = (
+            predictions(each, [document[:place]], visible, ban=False)[0, -1]
+            for each in (model, model.teacher)
+        )
+        heat = objective.temperature
+        p, q = ((table / heat).log_softmax(-1) for table in (theirs, ours))
+        if objective.divergence == "reverse":
+            p, q = q, p
+        soft = heat**2 * float((p.exp() * (p - q)).sum())
+        total += (1 - objective.text) * soft - objective.text * float(ours[document[place]])
     return total
 
 
@@ -155,6 +177,7 @@ CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "masked_diffusion": masked_diffusion,
     "uniform_diffusion": uniform_diffusion,
     "block_diffusion": block_diffusion,
+    "distillation": distillation,
     "span_infill": rollout_forms.span_infill,
     "scheduled_sampling": rollout_forms.scheduled_sampling,
     "policy_gradient": rollout_forms.policy_gradient,

@@ -56,7 +56,9 @@ def test_the_loss_is_cross_entropy_and_accumulation_changes_nothing(tmp_path: Pa
         assert mean == pytest.approx(total / int(counts.sum()), rel=1e-6)
         assert extras["nats"] == pytest.approx(mean, rel=1e-6)
     whole = found._passes.loss(batch, found._generator(1, 0))
-    own = torch.autograd.grad(whole.total / whole.weight, list(found._passes.trainee.network.parameters()))
+    own = torch.autograd.grad(
+        whole.total / whole.weight, list(found._passes.trainee.network.parameters())
+    )
     for ours, theirs in zip(gradients[1][1], own, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     half = trainer(tmp_path, run={"accumulation": 4, "dtype": "bfloat16"})
@@ -93,7 +95,9 @@ def test_steps_are_those_of_torchs_adamw(tmp_path: Path) -> None:
         optimizer.step()
     ours = trainer(tmp_path, "ours", **changes)
     ours.run()
-    for mine, theirs in zip(ours._passes.trainee.network.parameters(), network.parameters(), strict=True):
+    for mine, theirs in zip(
+        ours._passes.trainee.network.parameters(), network.parameters(), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 

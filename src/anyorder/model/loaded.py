@@ -93,11 +93,23 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         end_tokens=ends,
         num_layers=len(config.layers),
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
-        source_length=0 if config.encoder is None else config.encoder.context_length,
+        source_length=_source_length(config),
+        num_lengths=config.length_classes,
+        vertices_per_token=config.vertices_per_token,
         text_rules=config.text_rules,
         infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
         plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,
     )
+
+
+def _source_length(config: ModelConfig) -> int:
+    """Most tokens of a source: a graph of vertices must fit into the decoder's context."""
+    if config.encoder is None:
+        return 0
+    longest = config.encoder.context_length
+    if config.vertices_per_token:
+        longest = min(longest, config.context_length // config.vertices_per_token - 2)
+    return longest
 
 
 def load_draft(

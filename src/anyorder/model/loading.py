@@ -23,7 +23,8 @@ from anyorder.model.transformer import Transformer
 Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
-_OUTSIDE = ("head", "logit_bias", "length_head")
+_LINKS = ("link_head.query", "link_head.key", "link_head.gate")
+_OUTSIDE = ("head", "logit_bias", "length_head", *_LINKS)
 """Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 

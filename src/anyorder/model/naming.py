@@ -133,6 +133,7 @@ BART_NAMES: NameMap = {
     "head": "lm_head",
     "logit_bias": Stored(name="final_logits_bias", suffixed=False),
     "length_head": "length_head",
+    **{f"link_head.{part}": f"link_head.{part}" for part in ("query", "key", "gate")},
     **{part: f"decoder.{name}" for part, name in _BART_STACK.items()},
     **{f"encoder.{part}": f"encoder.{name}" for part, name in _BART_STACK.items()},
 }

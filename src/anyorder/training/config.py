@@ -56,6 +56,11 @@ class Recipe:
                 f"[data] length is {self.data.length}, but the model's context is {longest} "
                 "tokens; lower length or raise [model] context."
             )
+        if self.data.source_length is not None and not self.objective.needs_sources:
+            raise InvalidRequest(
+                f"[data] has source_length, but {lookup.name_of(self.objective)} does not learn "
+                "from pairs; leave it out."
+            )
         for part in (self.model, self.objective):
             if part.needs_teacher and self.teacher is None:
                 raise InvalidRequest(

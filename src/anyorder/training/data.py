@@ -25,7 +25,7 @@ import torch
 from anyorder.core.errors import UserError
 from anyorder.core.objective import TrainingBatch
 from anyorder.model.tokenizer import Tokenizer
-from anyorder.training.documents import Document, Part, Split
+from anyorder.training.documents import Document, Encoder, Part, Split
 from anyorder.training.readers import Source, read, read_pairs
 from anyorder.training.token_store import (
     Progress,
@@ -144,8 +144,9 @@ def prepare(
     check_sources(sources, split)
     if length < 2:
         raise UserError(f"length must be at least 2, got {length}.")
+    encoder = Encoder.of(tokenizer)
     stores = [
-        open_store(source, tokenizer, Path(folder), progress or (lambda stage, done, total: None))
+        open_store(source, encoder, Path(folder), progress or (lambda stage, done, total: None))
         for source in sources
     ]
     sizes = [np.diff(store.starts) for store in stores]

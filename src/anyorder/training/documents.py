@@ -178,15 +178,18 @@ class PairEncoder:
     """What ends a decoder's text; learnt."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> PairEncoder:
-        """With the tokenizer's own tokens."""
+    def of(cls, tokenizer: Tokenizer, start: int | None = None) -> PairEncoder:
+        """With the tokenizer's own tokens, but for a start token that is given."""
         encoder = Encoder.of(tokenizer)
         if not encoder.after:
             raise UserError(
                 "an encoder-decoder needs to know where a text ends, but the tokenizer has no end "
                 "token; use one that has."
             )
-        start = (encoder.before or encoder.after)[0]
+        if start is None:
+            start = tokenizer.bos_token
+        if start is None:
+            start = min(tokenizer.end_tokens, default=encoder.after[0])
         return cls(tokenizer=tokenizer, start=start, end=encoder.after)
 
     def encode(self, document: Document) -> tuple[list[int], list[int]]:

@@ -29,7 +29,7 @@ from anyorder.training.data import (
     nth_row,
     shared,
 )
-from anyorder.training.documents import Part, Split
+from anyorder.training.documents import PairEncoder, Part, Split
 from anyorder.training.readers import Source
 from anyorder.training.token_store import Progress, SourceStatistics, TokenStore, open_store
 
@@ -118,6 +118,7 @@ def prepare_pairs(
     *,
     length: int,
     source_length: int,
+    start: int | None = None,
     seed: int = 0,
     validation: float = 0.0,
     test: float = 0.0,
@@ -126,15 +127,15 @@ def prepare_pairs(
 ) -> PairDataset:
     """Rows of the sources' pairs; `folder` keeps their tokens for the next time.
 
-    `length` is the target side's, with start and end token. `validation` and `test` are shares of
+    `length` is the target side's, with start and end token. `start`: another start token than the
+    tokenizer's, for a model to fine-tune. `validation` and `test` are shares of
     the pairs kept apart, by a hash of their source text; `part` says which is wanted.
     """
     split = Split(validation=validation, test=test)
     check_sources(sources, split)
     progress = progress or (lambda stage, done, total: None)
-    stores = [
-        open_store(source, tokenizer, Path(folder), progress, pairs=True) for source in sources
-    ]
+    encoder = PairEncoder.of(tokenizer, start)
+    stores = [open_store(source, encoder, Path(folder), progress) for source in sources]
     limits = np.array([source_length, length])
     sizes = [_sizes(store) for store in stores]
     fitting = [(each <= limits).all(axis=1) for each in sizes]

@@ -48,7 +48,13 @@ class DataRecipe:
         tuple[Source, ...], "files, folders or patterns, from the recipe's folder; or tables"
     ]
     length: Annotated[int, Range(2), "tokens of a training sequence"]
+    source_length: Annotated[
+        int | None, Range(1), "pairs: tokens of a sequence's sources; none: as length"
+    ] = None
     validation: Annotated[float, Range(0.0, 0.5), "share of the documents held out"] = 0.02
+    test: Annotated[
+        float, Range(0.0, 0.5), "share held out besides, which training never looks at"
+    ] = 0.0
     tokenizer: Annotated[str | None, "folder or model whose tokenizer to use"] = None
     vocabulary: Annotated[
         int | None, Range(260, 1_000_000), "train a byte-level BPE tokenizer of this size instead"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -77,7 +78,7 @@ def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Tr
         Surroundings(
             tokenizer=tokenizer,
             objective=recipe.objective,
-            length=recipe.data.length,
+            length=max(recipe.data.length, recipe.data.source_length or 0),
             seed=recipe.run.seed,
             locate=recipe.source,
             counts=lambda size: _counts(data.train, size),
@@ -112,6 +113,12 @@ def _check_fit(recipe: Recipe, tokenizer: Tokenizer, abilities: Abilities) -> No
         raise UserError(
             f"[data] length is {recipe.data.length}, but the context of {abilities.name} is "
             f"{abilities.context_length} tokens; lower length."
+        )
+    source_length = recipe.data.source_length or recipe.data.length
+    if recipe.objective.needs_sources and source_length > (abilities.source_length or math.inf):
+        raise UserError(
+            f"[data] source_length is {source_length}, but {abilities.name} reads sources of up to "
+            f"{abilities.source_length} tokens; lower it, or give a new [model] more context."
         )
 
 

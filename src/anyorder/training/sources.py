@@ -10,12 +10,15 @@ from pathlib import Path
 from anyorder.core.errors import UserError
 from anyorder.model import catalog
 from anyorder.model.gguf import GGUFFile
+from anyorder.model.safetensors_folder import read_json
 from anyorder.model.saving import whole_folder
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
-from anyorder.training.data import PackedDataset, prepare
+from anyorder.training.data import prepare
+from anyorder.training.documents import Part
+from anyorder.training.pairs import prepare_pairs
 from anyorder.training.readers import Source, read
-from anyorder.training.setup import TrainingData
+from anyorder.training.setup import Sequences, TrainingData
 from anyorder.training.token_store import Progress
 from anyorder.training.tokenizers import train_tokenizer, unpack_tokenizer
 
@@ -34,25 +37,51 @@ def open_data(
     folder = _tokenizer(recipe, sources, output / "tokenizer", resumed=resumed)
     tokenizer = Tokenizer.from_folder(folder)
 
-    def part(validation: bool) -> PackedDataset:
-        return prepare(
+    data, seed = recipe.data, recipe.run.seed
+
+    def part(name: Part) -> Sequences:
+        if not recipe.objective.needs_sources:
+            return prepare(
+                sources,
+                tokenizer,
+                output / "data",
+                length=data.length,
+                seed=seed,
+                validation=data.validation,
+                test=data.test,
+                part=name,
+                progress=progress,
+            )
+        return prepare_pairs(
             sources,
             tokenizer,
             output / "data",
-            length=recipe.data.length,
-            seed=recipe.run.seed,
-            validation=recipe.data.validation,
-            part="validation" if validation else "train",
+            length=data.length,
+            source_length=data.source_length or data.length,
+            start=_start_token(recipe),
+            seed=seed,
+            validation=data.validation,
+            test=data.test,
+            part=name,
             progress=progress,
         )
 
     prints = "".join(source.fingerprint() for source in sources)
     return TrainingData(
-        train=part(False),
-        validation=part(True) if recipe.data.validation else None,
+        train=part("train"),
+        validation=part("validation") if data.validation else None,
         tokenizer_folder=folder,
         fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
     )
+
+
+def _start_token(recipe: Recipe) -> int | None:
+    """Where texts of the model to fine-tune begin; None for a new one."""
+    if recipe.model.source is None:
+        return None
+    folder = catalog.resolve(recipe.source(recipe.model.source)).path
+    start = read_json(folder / "config.json").get("decoder_start_token_id")
+    return start if isinstance(start, int) else None
 
 
 def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed: bool) -> Path:

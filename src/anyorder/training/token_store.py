@@ -29,7 +29,6 @@ import numpy.typing as npt
 
 from anyorder.core.errors import UnknownName, UserError
 from anyorder.model.download import exclusive
-from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder, PairEncoder
 from anyorder.training.readers import Problem, Source, read, read_pairs
 
@@ -67,17 +66,17 @@ class TokenStore:
 
 
 def open_store(
-    source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress, *, pairs: bool = False
+    source: Source,
+    encoder: Encoder | PairEncoder,
+    folder: Path,
+    progress: Progress,
 ) -> TokenStore:
-    """The source's tokens, made now if they are not in `folder` yet.
-
-    `pairs`: prompts and texts apart, for an encoder and a decoder. `starts` then has two entries
-    for each document, first its source's.
-    """
+    """The source's tokens, made now if they are not in `folder` yet. Of pairs, `starts` has two
+    entries for each document, first its source's."""
+    tokenizer = encoder.tokenizer
     dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16)
     if tokenizer.vocabulary_size > 1 << 16:
         dtype = np.dtype(np.uint32)
-    encoder = PairEncoder.of(tokenizer) if pairs else Encoder.of(tokenizer)
     place = folder / _name(source, encoder)
     try:
         with exclusive(place):

@@ -60,6 +60,8 @@ class Bart(Architecture):
                 tied_embeddings=fields.flag("tie_word_embeddings", True) or not has_head,
                 logit_bias=has_head,
                 length_classes=fields.integer("length_classes", 0) if has_head else 0,
+                link_heads=fields.integer("link_heads", 0) if has_head else 0,
+                vertices_per_token=fields.integer("vertices_per_token", 0) if has_head else 0,
             )
 
         return stack("decoder", stack("encoder", None))

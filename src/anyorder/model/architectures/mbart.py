@@ -1,7 +1,7 @@
 """mBART (arXiv 2001.08210): BART with norms before each branch and one after the last layer.
 
-Networks trained here are saved in this layout; `length_classes` in their config.json and the
-tensors `length_head` are ours.
+Networks trained here are saved in this layout; `length_classes`, `link_heads` and
+`vertices_per_token` in their config.json and the tensors `length_head` and `link_head` are ours.
 """
 
 from __future__ import annotations

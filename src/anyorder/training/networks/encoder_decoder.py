@@ -3,7 +3,8 @@
 New ones are mBART's kind (arXiv 2001.08210): learned positions, norms before each branch, one
 embedding for both sides and, where tied, the head. Saved ones load into `anyorder.Engine`, and into
 transformers. With `length_head`, the encoder's output at a source's first token predicts how long
-the target is, for objectives whose decoder fills in masks.
+the target is, for objectives whose decoder fills in masks; with `vertices_per_token` its decoder
+makes a graph of vertices with links between them (objective dag).
 """
 
 from __future__ import annotations
@@ -49,15 +50,19 @@ class EncoderDecoder(NetworkRecipe):
     ] = None
     tied_embeddings: Annotated[bool, "the embedding is the output layer too"] = True
     length_head: Annotated[bool, "predict the target's length from the source"] = False
+    vertices_per_token: Annotated[
+        int, Range(0, 64), "of a decoding graph, for each token of the source; 0: there is none"
+    ] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in _SIZES if getattr(self, name) is not None]
         if self.init is not None:
-            if given or self.length_head:
+            given += [n for n in ("length_head", "vertices_per_token") if getattr(self, n)]
+            if given:
                 raise InvalidRequest(
-                    f"[model] has init and {[*given, 'length_head'][0]}; a model to fine-tune "
-                    "brings its own: leave one of the two out."
+                    f"[model] has init and {given[0]}; a model to fine-tune brings its own: leave "
+                    "one of the two out."
                 )
             return
         if missing := [name for name in _NEEDED if name not in given]:
@@ -121,7 +126,10 @@ class EncoderDecoder(NetworkRecipe):
                 "tokenizer has neither a BOS nor an end token; use one that has."
             )
         assert self.width is not None, "checked when the recipe was read"
-        context = self.context or surroundings.length
+        # A graph has vertices for the source's two ends as well, and needs a position for each.
+        context = self.context or (
+            self.vertices_per_token * (surroundings.length + 2) or surroundings.length
+        )
         sides = {
             f"{side}_{name}": value
             for side, layers in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers))
@@ -145,6 +153,8 @@ class EncoderDecoder(NetworkRecipe):
             "dropout": 0.0,
             "tie_word_embeddings": self.tied_embeddings,
             "length_classes": context + 1 if self.length_head else 0,
+            "link_heads": self.heads if self.vertices_per_token else 0,
+            "vertices_per_token": self.vertices_per_token,
             "decoder_start_token_id": start,
             "bos_token_id": start,
             "eos_token_id": end,

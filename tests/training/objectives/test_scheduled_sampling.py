@@ -154,14 +154,14 @@ def test_gradients_flow_through_all_passes_if_asked() -> None:
     assert parameter.grad is not None
     direction = parameter.grad / parameter.grad.norm()
     values = []
-    step = 1e-2
+    step = 3e-3
     for sign in (1, -1):
         with torch.no_grad():
             parameter.add_(sign * step * direction)
             values.append(float(objective.loss(model, batch, rng()).total))
             parameter.sub_(sign * step * direction)
     slope = (values[0] - values[1]) / (2 * step)
-    assert slope == pytest.approx(float(parameter.grad.norm()), rel=2e-3)
+    assert slope == pytest.approx(float(parameter.grad.norm()), rel=1e-3)
     (last,) = torch.autograd.grad(
         replace(objective, through="last").loss(model, batch, rng()).total, [parameter]
     )

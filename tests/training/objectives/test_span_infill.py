@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,7 @@ from anyorder.training.objectives.span_infill import SpanInfill
 PRE, SUF, MID, END = 57, 58, 59, 56
 
 
+@functools.cache
 def infill_model(**abilities: Any) -> ToyModel:
     model = toy_model()
     changes: dict[str, Any] = {"infill_tokens": (PRE, SUF, MID), "end_tokens": frozenset({END})}
@@ -74,7 +76,7 @@ def texts() -> tuple[list[list[int]], TrainingBatch]:
 def test_every_token_is_there_once() -> None:
     documents, batch = texts()
     shapes = Counter[str]()
-    for seed in range(60):
+    for seed in range(40):
         rows = arranged(SpanInfill(rate=0.8), batch, seed)
         found = [*rows[0][:2], *rows[1][:2]]  # behind them, padding
         assert [restored(document) for document in found] == documents
@@ -89,7 +91,7 @@ def test_order(suffix_first: float, second: str) -> None:
     objective = SpanInfill(rate=1.0, suffix_first=suffix_first)
     batch = pack([list(range(10))])
     cuts = set()
-    for seed in range(300):
+    for seed in range(200):
         ((document, *_),) = arranged(objective, batch, seed)
         suf, mid = document.index(SUF), document.index(MID)
         assert document[0] == PRE and document[-1] == END

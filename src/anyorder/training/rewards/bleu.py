@@ -24,7 +24,7 @@ class Bleu(Reward):
         except ImportError:
             raise UserError(
                 "the reward bleu needs sacrebleu; install it with `pip install "
-                "'anyorder[metrics]'`, or take the reward tokens."
+                "'anyorder[evaluation]'`, or take the reward tokens."
             ) from None
         metric = BLEU(effective_order=True)
         return [

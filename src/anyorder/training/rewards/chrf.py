@@ -23,7 +23,7 @@ class Chrf(Reward):
         except ImportError:
             raise UserError(
                 "the reward chrf needs sacrebleu; install it with `pip install "
-                "'anyorder[metrics]'`, or take the reward tokens."
+                "'anyorder[evaluation]'`, or take the reward tokens."
             ) from None
         metric = CHRF()
         return [

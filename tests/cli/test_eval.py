@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import sacrebleu
@@ -14,6 +15,7 @@ from tests.cli.checkpoint import save_checkpoint
 from tests.cli.conftest import Run
 
 import anyorder
+from anyorder.evaluation.brier import brier
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder
 
@@ -119,8 +121,8 @@ def test_what_a_model_was_trained_for_can_be_said(run: Run, model: str, recipe: 
     flags = ("--data", recipe, "--num-draws", "2", "--json")
     data = run("eval", model, model, *flags, "--objective", "next_token", "uniform_diffusion").json
     assert [row["objective"] for row in data["rows"]] == ["next_token", "uniform_diffusion"]
-    outcome = run("eval", model, *flags, "--objective", "masked_diffusion")
-    assert outcome.code == 2 and "needs a mask token" in outcome.err
+    outcome = run("eval", model, *flags, "--objective", "medusa")
+    assert outcome.code == 2 and "there is no likelihood for medusa" in outcome.err
 
 
 def test_text_files_and_fewer_documents(run: Run, model: str, tmp_path: Path) -> None:
@@ -135,9 +137,9 @@ def test_text_files_and_fewer_documents(run: Run, model: str, tmp_path: Path) ->
 
 # ------------------------------------------------------------------------------------- translation
 def test_translations_that_are_given(run: Run, tmp_path: Path) -> None:
-    pairs = [("the house", "das Haus"), ("a red dog", "ein roter Hund")]
+    pairs = [("the house is big", "das Haus ist groß"), ("a red dog", "ein roter Hund")]
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
-    outputs = {"good": ["das Haus", "ein roter Hund"], "bad": ["das das", ""]}
+    outputs = {"good": ["das Haus ist groß", "ein roter Hund"], "bad": ["das das", ""]}
     for name, texts in outputs.items():
         (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts))
     data = ("--data", str(tmp_path / "pairs.tsv"), "--task", "translation")
@@ -197,6 +199,54 @@ def test_quality_of_a_models_samples(run: Run, model: str, recipe: str) -> None:
     assert other[0] == real and other[1] != samples
     built_in = ("--task", "quality", "--data", "builtin:lists", "--num", "3", "--max-new-tokens")
     assert len(run("eval", model, *built_in, "8", "--json").json["rows"]) == 1
+
+
+# ---------------------------------------------------------------------------------- brier, exposure
+def test_brier(run: Run, model: str, recipe: str) -> None:
+    flags = ("--task", "brier", "--data", recipe, "--prompt-tokens", "6", "--num", "4", "--seed")
+    data = run("eval", model, *flags, "3", "--json").json
+    encoder, engine = Encoder.of(Tokenizer.from_folder(Path(model))), anyorder.Engine(model)
+    drawn: list[list[int]] = []
+    true: list[list[int]] = []
+    for text in TEXTS["Emma"]:
+        tokens, _ = encoder.encode(Document(text=text))
+        for start in range(0, len(tokens) - 9, 10):
+            for _ in range(2):
+                request = anyorder.Request(
+                    prompt=tokens[start : start + 6],
+                    max_new_tokens=4,
+                    temperature=1.0,
+                    seed=3 + len(drawn),
+                    ignore_end=True,
+                )
+                drawn.append(engine.generate([request])[0].tokens)
+            true.append(tokens[start + 6 : start + 10])
+    expected = brier(drawn[:8:2], drawn[1:8:2], true[:4])
+    (row,) = data["rows"]
+    assert row["num_places"] == 4 and row["brier_1"] == pytest.approx(expected.scores[0])
+    assert row["brier_lm"] == pytest.approx(expected.brier_lm)
+    outcome = run("eval", model, *flags, "3", "--max-new-tokens", "9")
+    assert outcome.code == 2 and "leave --max-new-tokens out" in outcome.err
+
+
+def test_exposure(run: Run, model: str, other: str, recipe: str, tmp_path: Path) -> None:
+    plot = tmp_path / "bias.svg"
+    flags = ("--task", "exposure", "--data", recipe, "--prompt-tokens", "4", "--steps", "6")
+    outcome = run("eval", model, *flags, "--oracle", other, "--plot", str(plot), "--json")
+    (row,) = outcome.json["rows"]
+    assert row["num_texts"] >= 2 and row["gold_error"] > 0 and row["own_error"] > 0
+    ElementTree.fromstring(plot.read_text("utf-8"))
+    assert "temperature 1 behind 4 tokens" in outcome.json["notes"][0]
+    again = run("eval", model, *flags, "--oracle", other, "--temperature", "0.5", "--json").json
+    assert again["rows"][0]["gold_error"] == pytest.approx(row["gold_error"], rel=0.5)
+    assert again["rows"][0]["own_error"] != row["own_error"]
+    for arguments, words in {
+        (): "exposure needs --oracle",
+        ("--oracle", other, "--plot", "x.png"): "ending in .svg",
+        ("--oracle", other, "--max-new-tokens", "3"): "is not for --task exposure",
+    }.items():
+        outcome = run("eval", model, *flags, *arguments)
+        assert outcome.code == 2 and words in outcome.err
 
 
 # ---------------------------------------------------------------------------------------- mistakes

@@ -28,7 +28,9 @@ class Letters:
 PLAN = Synthesis(
     prompts=("abc", "hello", "z"),
     num=8,
-    controls=Request(prompt="", max_new_tokens=12, temperature=1.0, seed=100),
+    controls=Request(
+        prompt="", max_new_tokens=12, temperature=1.0, seed=100, stop_tokens=(1, 2, 3, 4)
+    ),
     keep_tokens=True,
 )
 
@@ -62,9 +64,9 @@ def test_lines_are_what_the_engine_draws(engine: Engine, tmp_path: Path) -> None
     assert [line["prompt"] for line in found[:4]] == ["abc", "hello", "z", "abc"]
     for index in (0, 3, 7):
         line = found[index]
-        alone = engine.generate(
-            Letters().encode(line["prompt"]), max_new_tokens=12, temperature=1.0, seed=100 + index
-        )
+        prompt = Letters().encode(line["prompt"])
+        request = replace(PLAN.controls, prompt=prompt, seed=100 + index)
+        alone = engine.generate([request])[0]
         assert line["tokens"] == alone.tokens and line["seed"] == 100 + index
         assert line["finish_reason"] == alone.finish_reason
     assert found[0]["tokens"] != found[3]["tokens"]  # one prompt, two seeds

@@ -34,7 +34,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         score(OUTPUTS[:2], REFERENCES)
     with pytest.raises(UserError, match="one of 13a, char, intl, none, zh, got 'x'"):
         score(OUTPUTS, REFERENCES, tokenizer="x")
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
     with pytest.raises(UserError, match=r"pip install 'anyorder\[evaluation\]'"):
         score(OUTPUTS, REFERENCES)
 

@@ -9,6 +9,8 @@ tasks:
   translation   BLEU and chrF on pairs
   drafting      tokens accepted per draft check, for --draft models
   quality       diversity, repetition and a judge's perplexity of samples
+  brier         BrierLM: from draws alone, so on one scale for all ways of decoding
+  exposure      do errors add up on the model's own text? against an --oracle
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from anyorder.core.errors import InvalidRequest, UnknownName
 if TYPE_CHECKING:
     from anyorder.evaluation.tables import Table
 
-TASKS = ("likelihood", "translation", "drafting", "quality")
+TASKS = ("likelihood", "translation", "drafting", "quality", "brier", "exposure")
 _SHARED = frozenset({"models", "data", "task", "json", "output", "dtype"})
 
 
@@ -90,8 +92,9 @@ def _refuse_others(arguments: argparse.Namespace, task: str, module: Any) -> Non
     """InvalidRequest for a flag of another task."""
     known = _SHARED | module.FLAGS
     if module.TAKES_REQUEST:
-        others = set().union(*(_module(other).FLAGS for other in TASKS))
-        known = (known | vars(arguments).keys()) - (others - module.FLAGS)
+        request = argparse.ArgumentParser()
+        add_request_flags(request)
+        known |= vars(request.parse_args([])).keys()
     for name, value in vars(arguments).items():
         if value is not None and name not in known:
             raise InvalidRequest(f"{flag_of(name)} is not for --task {task}; leave it out.")

@@ -83,7 +83,8 @@ def score(
 ) -> TranslationScore:
     """One translation and one reference a segment, in the same order."""
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError:
         raise UserError(
             "BLEU needs sacrebleu; install it with `pip install 'anyorder[evaluation]'`."

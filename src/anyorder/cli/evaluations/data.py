@@ -18,6 +18,7 @@ from anyorder.core.errors import InvalidRequest, UnknownName, UserError
 from anyorder.core.request import Prompt
 
 if TYPE_CHECKING:
+    from anyorder.evaluation.windows import HeldOutText
     from anyorder.model.tokenizer import Tokenizer
     from anyorder.training.config import Recipe
     from anyorder.training.documents import Document, Part
@@ -104,6 +105,26 @@ def _recipe(path: Path, part: Part) -> Data:
         part=part,
         name=f"{path}, {part} part",
     )
+
+
+def held_out_texts(data: Data, tokenizer: Tokenizer, limit: int | None) -> list[HeldOutText]:
+    """The first so many documents as tokens, with what is to be predicted of each."""
+    from anyorder.evaluation.windows import HeldOutText
+    from anyorder.training.documents import Encoder
+
+    encoder = Encoder.of(tokenizer)
+    texts = []
+    for document in islice(data.documents(), limit):
+        tokens, targets = encoder.encode(document)
+        text = document.plain_text
+        if document.messages:
+            text = "\n".join(m["content"] for m in document.messages if m["role"] == "assistant")
+        elif targets[0]:  # nothing comes before it, so it is not asked for
+            text = text.removeprefix(tokenizer.decode(tokens[:1]))
+        texts.append(HeldOutText(tokens=tokens, targets=targets, text=text))
+    if not texts:
+        raise UserError(f"{data.name} has no documents.")
+    return texts
 
 
 # ----------------------------------------------------------------------------------------- prompts

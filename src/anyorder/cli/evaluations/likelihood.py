@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import math
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from anyorder.cli.evaluations.data import Data, open_data
-from anyorder.cli.evaluations.models import Shown, load_shown, name_of_model
+from anyorder.cli.evaluations.data import Data, held_out_texts, open_data
+from anyorder.cli.evaluations.models import (
+    Shown,
+    as_trainee,
+    controls,
+    load_shown,
+    name_of_model,
+    tokenizer_of,
+)
 from anyorder.cli.numbers import whole_number
 from anyorder.core import lookup
-from anyorder.core.errors import InvalidRequest, UserError
+from anyorder.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from anyorder.core.objective import Objective
     from anyorder.evaluation.likelihood import Likelihood
     from anyorder.evaluation.tables import Cell, Table
-    from anyorder.evaluation.windows import HeldOutText, Sizes
-    from anyorder.model.tokenizer import Tokenizer
+    from anyorder.evaluation.windows import Sizes
 
 FLAGS = frozenset({"part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"})
 TAKES_REQUEST = False
@@ -97,18 +102,12 @@ def _row(
     num_draws: int,
     shown: Shown,
 ) -> dict[str, Cell]:
-    import torch
-
     from anyorder.evaluation.likelihood import likelihood, trained_with
     from anyorder.evaluation.windows import sizes, windows
-    from anyorder.training.network import Trainee
 
     loaded = load_shown(model, arguments.dtype, shown)
-    if loaded.tokenizer is None:
-        raise UserError(f"{model} has no tokenizer, so no text can be measured.")
-    network = loaded.network
-    assert isinstance(network, torch.nn.Module), "every loaded network is one"
-    texts = _texts(data, loaded.tokenizer, arguments.num)
+    limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
+    texts = held_out_texts(data, tokenizer_of(loaded), limit)
     longest = min(loaded.abilities.context_length, _LONGEST)
     if data.recipe is not None:
         longest = min(data.recipe.data.length, loaded.abilities.context_length)
@@ -126,11 +125,11 @@ def _row(
     )
     objective = objective or trained_with(loaded.abilities)
     found = likelihood(
-        Trainee(network=network, abilities=loaded.abilities),
+        as_trainee(loaded),
         batches,
         objective,
         num_draws=num_draws,
-        seed=whole_number("--seed", arguments.seed, 0, least=0),
+        seed=controls(arguments).seed,
         progress=shown,
     )
     return _values(name_of_model(model), lookup.name_of(objective), found, sizes(texts))
@@ -149,27 +148,3 @@ def _values(model: str, objective: str, found: Likelihood, size: Sizes) -> dict[
         "word_perplexity": math.exp(found.nats_per(size.num_words)),
         "bits_per_byte": found.nats_per(size.num_bytes) / math.log(2),
     }
-
-
-def _texts(data: Data, tokenizer: Tokenizer, num: str | None) -> list[HeldOutText]:
-    from anyorder.evaluation.windows import HeldOutText
-    from anyorder.training.documents import Document, Encoder
-
-    def spelled(document: Document, tokens: list[int], targets: list[bool]) -> str:
-        if document.messages:
-            turns = [m["content"] for m in document.messages if m["role"] == "assistant"]
-            return "\n".join(turns)
-        if targets[0]:  # nothing comes before it, so it is not asked for
-            return document.text.removeprefix(tokenizer.decode(tokens[:1]))
-        return document.text
-
-    encoder = Encoder.of(tokenizer)
-    limit = None if num is None else whole_number("--num", num, 1)
-    texts = []
-    for document in islice(data.documents(), limit):
-        tokens, targets = encoder.encode(document)
-        text = spelled(document, tokens, targets)
-        texts.append(HeldOutText(tokens=tokens, targets=targets, text=text))
-    if not texts:
-        raise UserError(f"{data.name} has no documents.")
-    return texts

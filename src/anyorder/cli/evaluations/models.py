@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.cli.request_flags import make_request, request_fields
+from anyorder.core.errors import UserError
 from anyorder.core.request import Request
 
 if TYPE_CHECKING:
     from anyorder.engine.engine import Engine
     from anyorder.model.loaded import LoadedModel
+    from anyorder.model.tokenizer import Tokenizer
+    from anyorder.training.network import Trainee
 
 Shown = Callable[[str, int, int], None]
 """Shows progress."""
@@ -32,9 +35,29 @@ def open_shown(model: str, arguments: argparse.Namespace, shown: Shown) -> Engin
     return Engine(load_shown(model, arguments.dtype, shown))
 
 
+def tokenizer_of(loaded: LoadedModel) -> Tokenizer:
+    """A model's tokenizer; UserError if it has none, and so nothing to do with text."""
+    if loaded.tokenizer is None:
+        raise UserError(f"{loaded.abilities.name} has no tokenizer, so no text can be measured.")
+    return loaded.tokenizer
+
+
+def as_trainee(loaded: LoadedModel) -> Trainee:
+    """A finished model as objectives see it."""
+    import torch
+
+    from anyorder.training.network import Trainee
+
+    network = loaded.network
+    assert isinstance(network, torch.nn.Module), "every loaded network is one"
+    return Trainee(network=network, abilities=loaded.abilities)
+
+
 def controls(arguments: argparse.Namespace, **defaults: Any) -> Request:
     """The request that the flags describe, without its prompt."""
-    return make_request("", {**defaults, **request_fields(arguments)})
+    method = arguments.method or defaults.get("method")  # whose options -o names
+    named = argparse.Namespace(**{**vars(arguments), "method": method})
+    return make_request("", {**defaults, **request_fields(named)})
 
 
 def name_of_model(model: str) -> str:

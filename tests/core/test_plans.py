@@ -61,8 +61,7 @@ def read(text: str) -> list[tuple[str, int | None]]:
     ],
 )
 def test_promises(text: str, expected: list[tuple[str, int | None]]) -> None:
-    found = [(topic.rstrip(), length) for topic, length in read(text)]
-    assert found == expected
+    assert read(text) == expected
 
 
 def test_a_promise_keeps_the_topics_ids() -> None:

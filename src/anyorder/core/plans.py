@@ -53,7 +53,7 @@ class Promise:
     """One part of the answer, as a plan announces it."""
 
     topic: tuple[int, ...]
-    """Without the number."""
+    """Without the number and blanks before it."""
     length: int | None
     """In units of `LENGTH_UNIT` tokens, at least 1; None: the plan names no length."""
 
@@ -93,6 +93,8 @@ def _promise(topic: Sequence[int], tags: PlanTokens) -> Promise:
     while _NUMBER.search(spelt) is None or int(spelt) != int(number[1]):
         first -= 1
         spelt = tags.digits[topic[first]] + spelt
+    while first and tags.digits.get(topic[first - 1], "").isspace():
+        first -= 1
     return Promise(topic=tuple(topic[:first]), length=int(number[1]))
 
 

@@ -79,6 +79,8 @@ def plan_text(text: str) -> str:
     already."""
     if tag := next((tag for tag in TAGS if tag in text), None):
         raise UserError(f"the text holds the tag {tag} already; read it as tagged.")
+    if not text.strip():
+        return text
     planned: list[str] = []
     for group in _groups(_sections(_pieces(text))):
         if len(group) == 1:

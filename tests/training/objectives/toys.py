@@ -14,12 +14,16 @@ from tests.tiny import tiny_config
 from anyorder.core.batch import PackedBatch
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
+from anyorder.core.plans import PlanTokens
 from anyorder.model.config import LayerConfig, Rope
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.transformer import Transformer
 from anyorder.training import rollouts
 from anyorder.training.objectives.dag import Dag
 from anyorder.training.objectives.mask_predict import MaskPredict
+
+PLAN = PlanTokens(topic=50, topic_end=51, span=52, span_end=53, sync=54, pad=55, digits={})
+"""Tags among the toys' tokens; in the smallest vocabularies none of them occurs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +102,7 @@ def toy_model(
         mask_token=vocabulary - 1 if mask else None,
         # Any ids do; in a vocabulary of two symbols, these.
         infill_tokens=(0, 1, 0) if vocabulary < 8 else (vocabulary - 4, vocabulary - 3, 7),
+        plan_tokens=PLAN,
     )
     return ToyModel(network=network, abilities=abilities, seed=seed, spread=spread)
 

@@ -4,8 +4,9 @@ Every document of a row has a graph of `per_token` vertices for each token of it
 two ends (DA-Transformer, arXiv 2205.07459). Its first token, where the text begins, is given at the
 first vertex; its targets behind it are the text.
 
-Shape suffixes: B rows, T target and S source tokens each, C documents of a row, D documents with a
-text, K tokens of one, L vertices of one, G vertices of a row, M vertices of all documents in a row.
+Shape suffixes: B rows, T target and S source tokens each, C documents (of a row, or of all), D
+documents with a text that fits, K tokens of one, L vertices of one, G vertices of a row, M vertices
+of all D documents.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from anyorder.core.objective import TrainingBatch
+from anyorder.core.packing import document_starts
 from anyorder.sampling.chain_rule import predicted
+from anyorder.sampling.subsets import count, units
 
 _TABLE = 1 << 22
 """Most transitions [D, L, L] that are looked at together."""
@@ -52,34 +55,29 @@ class Graphs:
         documents_BG = torch.searchsorted(ends_BC, places_G.repeat(num_rows, 1), right=True)
         documents_BG = torch.where(places_G < ends_BC[:, -1:], documents_BG, -1)
 
+        # Documents in order of rows, as their sources are.
+        rows_C, numbers_C = counts_BC.nonzero(as_tuple=True)
+        starts_BT = document_starts(batch.documents_BT) & (batch.documents_BT >= 0)
+        assert int(starts_BT.sum()) == len(rows_C), "every document has its source"
         learnt_BT = predicted(batch)
-        rows, numbers, texts, starts = [], [], [], []
-        for row, document in torch.nonzero(counts_BC).tolist():
-            inside_T = batch.documents_BT[row] == document
-            text = batch.tokens_BT[row][inside_T & learnt_BT[row]]
-            if len(text):
-                rows.append(row)
-                numbers.append(document)
-                texts.append(text)
-                starts.append(batch.tokens_BT[row][inside_T][0])
-        num_tokens_D = torch.tensor([len(text) for text in texts], device=device)
-        rows_D = torch.tensor(rows, dtype=torch.int64, device=device)
-        numbers_D = torch.tensor(numbers, dtype=torch.int64, device=device)
-        num_vertices_D = vertices_BC[rows_D, numbers_D]
-        firsts_D = rows_D * length + ends_BC[rows_D, numbers_D] - num_vertices_D
-        order_D = num_vertices_D.argsort(stable=True)
-        kept_D = order_D[(num_tokens_D < num_vertices_D)[order_D]]
-        none_1K = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        texts_DK = pad_sequence(texts, batch_first=True) if texts else none_1K[:0]
-        starts_D = torch.stack(starts) if starts else none_1K[:0, 0]
+        lengths_C = count(learnt_BT, units(batch.documents_BT))[
+            units(batch.documents_BT)[starts_BT]
+        ]
+        vertices_C = vertices_BC[rows_C, numbers_C]
+        firsts_C = rows_C * length + ends_BC[rows_C, numbers_C] - vertices_C
+
+        order_C = vertices_C.argsort(stable=True)
+        kept_D = order_C[((lengths_C > 0) & (lengths_C < vertices_C))[order_C]]
+        texts = batch.tokens_BT[learnt_BT].split(lengths_C.tolist())
+        texts_CK = pad_sequence(list(texts), batch_first=True)
         return cls(
             documents_BG=documents_BG,
-            firsts_D=firsts_D[kept_D],
-            num_vertices_D=num_vertices_D[kept_D],
-            starts_D=starts_D[kept_D],
-            texts_DK=texts_DK[kept_D],
-            num_tokens_D=num_tokens_D[kept_D],
-            num_left_out=len(texts) - len(kept_D),
+            firsts_D=firsts_C[kept_D],
+            num_vertices_D=vertices_C[kept_D],
+            starts_D=batch.tokens_BT[starts_BT][kept_D],
+            texts_DK=texts_CK[kept_D],
+            num_tokens_D=lengths_C[kept_D],
+            num_left_out=int((lengths_C >= vertices_C).sum()),
         )
 
     @property

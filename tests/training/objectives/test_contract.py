@@ -47,7 +47,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"masking": "glancing"},
         {"masking": "glancing", "first_ratio": 1.0, "label_smoothing": 0.1},
     ],
-    "dag": [{"glancing": True}, {"glancing": True, "first_ratio": 1.0}],
+    "dag": [{"glancing": True}],
     "distillation": [{"divergence": "reverse", "temperature": 2.0}, {"text": 0.4}],
     "block_diffusion": [
         {"block_size": 2},

@@ -105,7 +105,7 @@ def test_overlap_is_sacrebleus() -> None:
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_without_sacrebleu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(sys.modules, f"sacrebleu.metrics.{name}", None)
     with pytest.raises(UserError, match=rf"the reward {name} needs sacrebleu; install it"):
         judge(make(name), "a")
 

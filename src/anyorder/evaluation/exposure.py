@@ -152,7 +152,8 @@ def _errors(
     )
     num_rows = max(1, _CHUNK_LOGITS // model.abilities.vocabulary_size)
     parts = []
-    for ours_MW, theirs_MW in zip(ours.split(num_rows), theirs.split(num_rows), strict=True):
+    chunks = zip(torch.split(ours, num_rows), torch.split(theirs, num_rows), strict=True)
+    for ours_MW, theirs_MW in chunks:
         logp_MV = model.logits(ours_MW).double().log_softmax(-1)
         logo_MV = oracle.logits(theirs_MW).double().log_softmax(-1)
         loss_M = -(logo_MV.exp() * logp_MV).sum(-1)

@@ -125,8 +125,10 @@ def _prefill(
     """Final hidden states [P, W] of the prompts' last tokens; one group for each length."""
     device = network.device
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    groups, tokens, positions, slots, last = [], [], [], [], [0] * len(prompts)
-    start = 0
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    groups, last, start = [], [0] * len(prompts), 0
     while start < len(order):
         length = len(prompts[order[start]])
         same = [place for place in order[start:] if len(prompts[place]) == length]

@@ -20,7 +20,7 @@ class Bleu(Reward):
     def judge(self, answers: Seq[Answer]) -> list[float]:
         """See Reward."""
         try:
-            from sacrebleu.metrics import BLEU
+            from sacrebleu.metrics.bleu import BLEU
         except ImportError:
             raise UserError(
                 "the reward bleu needs sacrebleu; install it with `pip install "

@@ -19,7 +19,7 @@ class Chrf(Reward):
     def judge(self, answers: Seq[Answer]) -> list[float]:
         """See Reward."""
         try:
-            from sacrebleu.metrics import CHRF
+            from sacrebleu.metrics.chrf import CHRF
         except ImportError:
             raise UserError(
                 "the reward chrf needs sacrebleu; install it with `pip install "

@@ -39,5 +39,5 @@ class Links(nn.Module):
         lowest = torch.finfo(torch.float32).min
         shares_DHLL = scores_DHLL.masked_fill(closed_D1LL, lowest).log_softmax(dim=3)
         gates_DHL1 = self.gate(hidden_DLW).float().log_softmax(dim=2).transpose(1, 2)[..., None]
-        links_DLL = (shares_DHLL + gates_DHL1).logsumexp(dim=1)
+        links_DLL: torch.Tensor = (shares_DHLL + gates_DHL1).logsumexp(dim=1)
         return links_DLL.masked_fill(~possible_DLL, -torch.inf)

@@ -31,7 +31,7 @@ def log_likelihood(
     `emissions_DKL`: log-probability of each token of the text at each vertex; finite. What lies
     beyond a text's tokens or a graph's vertices is not looked at.
     """
-    result: torch.Tensor = _LogLikelihood.apply(
+    result: torch.Tensor = _LogLikelihood.apply(  # type: ignore[no-untyped-call]
         links_DLL.float(), emissions_DKL.float(), num_tokens_D, num_vertices_D
     )
     return result
@@ -57,7 +57,7 @@ class _LogLikelihood(torch.autograd.Function):
         return totals_D
 
     @staticmethod
-    def backward(ctx: Any, gradient_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         links_DLL, emissions_DKL, num_tokens_D, num_vertices_D, forwards, totals_D = (
             ctx.saved_tensors
         )

@@ -68,7 +68,7 @@ class Graphs:
 
         order_C = vertices_C.argsort(stable=True)
         kept_D = order_C[((lengths_C > 0) & (lengths_C < vertices_C))[order_C]]
-        texts = batch.tokens_BT[learnt_BT].split(lengths_C.tolist())
+        texts = torch.split(batch.tokens_BT[learnt_BT], lengths_C.tolist())
         texts_CK = pad_sequence(list(texts), batch_first=True)
         return cls(
             documents_BG=documents_BG,

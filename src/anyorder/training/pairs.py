@@ -138,7 +138,9 @@ def prepare_pairs(
     stores = [open_store(source, encoder, Path(folder), progress) for source in sources]
     limits = np.array([source_length, length])
     sizes = [_sizes(store) for store in stores]
-    fitting = [(each <= limits).all(axis=1) for each in sizes]
+    fitting: list[npt.NDArray[np.bool_]] = [
+        np.logical_and.reduce(each <= limits, axis=1) for each in sizes
+    ]
     statistics = [
         _without_long(*each, limits) for each in zip(sources, stores, sizes, fitting, strict=True)
     ]

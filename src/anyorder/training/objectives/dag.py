@@ -135,7 +135,7 @@ def _tables(
     sizes = graphs.num_vertices_D.tolist()
     first, last = sum(sizes[: part.start]), sum(sizes[: part.stop])
     hidden_DLW, emissions_DLK = (
-        pad_sequence(tensor[first:last].split(sizes[part]), batch_first=True)
+        pad_sequence(list(torch.split(tensor[first:last], sizes[part])), batch_first=True)
         for tensor in (hidden_MW, emissions_MK)
     )
     links_DLL = model.links(hidden_DLW, graphs.num_vertices_D[part])

@@ -10,6 +10,7 @@ from tests.cli.conftest import Run
 
 import anyorder
 from anyorder.training import corpora
+from anyorder.training.readers import Source, read
 
 LOCAL = "python-standard-library"
 
@@ -84,12 +85,32 @@ def test_synthesize_from_files_and_pairs(run: Run, model: str, tmp_path: Path) -
     assert "messages" not in rows[0]
 
 
+def test_plan(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Tips?", "text": "Some tips:\n\n- Drink water.\n- Sleep well.\n"},
+        {"prompt": "Why?", "text": "Because."},
+    ]
+    given, made = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run("data", "plan", str(given), str(made))
+    assert outcome.code == 0 and outcome.out == f"{made}\n", outcome.err
+    assert "1 of 2 texts have plans" in outcome.err
+    found = list(read(Source(path=str(made), format="jsonl", plan="tagged"), print))
+    assert [document.plain_text for document in found] == [row["text"] for row in rows]
+    assert found[0].text != rows[0]["text"] and found[1].text == rows[1]["text"]
+    assert json.loads(made.read_text().splitlines()[0])["prompt"] == "Tips?"
+
+
 def test_mistakes(run: Run, model: str, tmp_path: Path) -> None:
     file, small = str(tmp_path / "a.jsonl"), ("-m", model, "--prompts", "builtin:lists")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "p.jsonl").write_text("[]\n")
     for arguments, words in {
-        ("synthesize",): "needs the name of a file",
+        ("synthesize",): "needs one name, of the file",
+        ("synthesize", file, "b.jsonl", *small): "needs one name, of the file",
+        ("plan", file): "needs a file of rows and a file to make",
+        ("plan", str(tmp_path / "p.jsonl"), file): "line 1 is not an object with a text",
+        ("pull", LOCAL, "x"): "unexpected argument 'x'",
         ("synthesize", "a.txt", *small): "ending in .jsonl",
         ("synthesize", file): "either --prompts or --pairs",
         ("synthesize", file, *small, "--num", "x"): "--num must be an integer",

@@ -11,11 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 import sacrebleu
+import torch
 from tests.cli.checkpoint import save_checkpoint
 from tests.cli.conftest import Run
 
 import anyorder
 from anyorder.evaluation.brier import brier
+from anyorder.model.checkpoint import open_folder
+from anyorder.model.classifier import Classifier, load_classifier, save_classifier
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder
 
@@ -246,6 +249,45 @@ def test_exposure(run: Run, model: str, other: str, recipe: str, tmp_path: Path)
         ("--oracle", other, "--max-new-tokens", "3"): "is not for --task exposure",
     }.items():
         outcome = run("eval", model, *flags, *arguments)
+        assert outcome.code == 2 and words in outcome.err
+
+
+# ---------------------------------------------------------------------------------- classification
+def test_classification(run: Run, model: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(Path(model))
+    torch.manual_seed(0)
+    classifier = Classifier(
+        open_folder(Path(model))[0],
+        labels={name: tokenizer.encode(name, add_special=False)[0] for name in ("yes", "no")},
+        narrow=8,
+        exits=True,
+    )
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.normal_(0, 0.3)
+    folder = tmp_path / "classifier"
+    fields = json.loads((Path(model) / "config.json").read_text())
+    save_classifier(folder, classifier, fields, Path(model))
+    rows_given = [("Is it day?", "yes"), ("Is it night?", "no"), ("Is it cold?", "yes")]
+    file = tmp_path / "pairs.tsv"
+    file.write_text("".join(f"{text}\t{label}\n" for text, label in rows_given))
+    flags = ("--task", "classification", "--data", str(file))
+    found = run("eval", str(folder), *flags, "--thresholds", "1", "--json").json["rows"]
+    spelled = [f"{text}\n" for text, _ in rows_given]
+    texts = [tokenizer.encode(text, add_special=False, parse_special=False) for text in spelled]
+    verdicts = load_classifier(folder).classify(texts, threshold=0.0)
+    right = sum(v.label == label for v, (_, label) in zip(verdicts, rows_given, strict=True))
+    assert found[0]["accuracy"] == right / 3 and found[0]["threshold"] == 0
+    assert found[0]["flops"] == sum(v.flops for v in verdicts) / 3
+    assert found[1]["mean_layers"] == 1 and found[1]["speedup"] > 1
+    assert len(rows(run("eval", str(folder), *flags))) == 11
+    for given, arguments, words in (
+        (model, flags, "describes no classifier"),
+        (str(folder), (*flags, "--thresholds", "2"), "above 0 and up to 1, got '2'"),
+        (str(folder), (*flags[:3], str(file.with_suffix(".txt"))), "texts without a label"),
+    ):
+        file.with_suffix(".txt").write_text("No label.")
+        outcome = run("eval", given, *arguments)
         assert outcome.code == 2 and words in outcome.err
 
 

@@ -11,6 +11,7 @@ tasks:
   quality       diversity, repetition and a judge's perplexity of samples
   brier         BrierLM: from draws alone, so on one scale for all ways of decoding
   exposure      do errors add up on the model's own text? against an --oracle
+  classification  accuracy and FLOPs of a classifier with early exits
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from anyorder.core.errors import InvalidRequest, UnknownName
 if TYPE_CHECKING:
     from anyorder.evaluation.tables import Table
 
-TASKS = ("likelihood", "translation", "drafting", "quality", "brier", "exposure")
+TASKS = (
+    *("likelihood", "translation", "drafting", "quality"),
+    *("brier", "exposure", "classification"),
+)
 _SHARED = frozenset({"models", "data", "task", "json", "output", "dtype"})
 
 

@@ -55,7 +55,9 @@ def _row(arguments: argparse.Namespace, data: Data, model: str, shown: Shown) ->
     from anyorder.evaluation.brier import brier
     from anyorder.evaluation.generation import answers
 
-    request = controls(arguments, max_new_tokens=_ORDER, temperature=1.0, ignore_end=True)
+    request = controls(
+        arguments, {"max_new_tokens": _ORDER, "temperature": 1.0, "ignore_end": True}
+    )
     engine = open_shown(model, arguments, shown)
     num = whole_number("--num", arguments.num, _NUM, least=2)
     num_prompt_tokens = whole_number("--prompt-tokens", arguments.prompt_tokens, _PROMPT_TOKENS)

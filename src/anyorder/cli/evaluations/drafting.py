@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
             "--draft."
         )
     (name,) = arguments.models
-    plain = controls(arguments, max_new_tokens=_NEW_TOKENS, method="speculative")
+    plain = controls(arguments, {"max_new_tokens": _NEW_TOKENS, "method": "speculative"})
     target = load_shown(name, arguments.dtype, shown)
     if target.tokenizer is None:
         raise UserError(f"{name} has no tokenizer, so it cannot answer text.")

@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     plot = None if arguments.plot is None else Path(arguments.plot)
     if plot is not None and (plot.suffix != ".svg" or len(arguments.models) > 1):
         raise InvalidRequest("--plot takes a file ending in .svg, and draws a single model.")
-    request = controls(arguments, temperature=1.0)
+    request = controls(arguments, {"temperature": 1.0})
     data = open_data(arguments.data, arguments.part)
     limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
     prompt_length = whole_number("--prompt-tokens", arguments.prompt_tokens, _PROMPT_TOKENS)

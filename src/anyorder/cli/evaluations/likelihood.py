@@ -129,7 +129,7 @@ def _row(
         batches,
         objective,
         num_draws=num_draws,
-        seed=controls(arguments).seed,
+        seed=controls(arguments, {}).seed,
         progress=shown,
     )
     return _values(name_of_model(model), lookup.name_of(objective), found, sizes(texts))

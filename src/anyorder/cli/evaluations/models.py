@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def as_trainee(loaded: LoadedModel) -> Trainee:
     return Trainee(network=network, abilities=loaded.abilities)
 
 
-def controls(arguments: argparse.Namespace, **defaults: Any) -> Request:
+def controls(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
     """The request that the flags describe, without its prompt."""
     method = arguments.method or defaults.get("method")  # whose options -o names
     named = argparse.Namespace(**{**vars(arguments), "method": method})

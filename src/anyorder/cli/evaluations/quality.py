@@ -116,7 +116,7 @@ def _generate(
     from anyorder.evaluation.generation import answers
     from anyorder.evaluation.quality import Sample
 
-    request = controls(arguments, max_new_tokens=_NEW_TOKENS, temperature=1.0)
+    request = controls(arguments, {"max_new_tokens": _NEW_TOKENS, "temperature": 1.0})
     engine = open_shown(model, arguments, shown)
     tokenizer = engine.tokenizer
     if tokenizer is None:

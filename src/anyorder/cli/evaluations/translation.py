@@ -81,7 +81,7 @@ def _translate(
     """By an encoder-decoder, or by a decoder that learnt pairs with a separator between."""
     from anyorder.evaluation.translation import translate
 
-    request = controls(arguments)
+    request = controls(arguments, {})
     engine = open_shown(model, arguments, shown)
     if engine.tokenizer is None:
         raise UserError(f"{model} has no tokenizer, so it cannot translate text.")

@@ -67,8 +67,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "adversarial": [{"estimator": "straight_through"}],
 }
-# Steps to learn twenty tokens by heart, for those that need more.
-STEPS = {"dag": 160}
+# Steps to learn twenty tokens by heart, for those that need more, or whose steps take long.
+STEPS = {"dag": 160, "span_infill": 180, "policy_gradient": 75, "adversarial": 75}
+# What is left where not all can be known by heart: where a suffix begins is drawn.
+LEFT = {"span_infill": 0.3}
+# Times that a mean is estimated over, for those that take long and scatter little.
+DRAWS = {"policy_gradient": 8, "adversarial": 2}
 ALL = [(name, options) for name in NAMES for options in ({}, *CASES.get(name, []))]
 
 
@@ -136,7 +140,7 @@ def test_twenty_tokens_are_learnt_by_heart(name: str) -> None:
         optimizer.step()
         history.append(float(found.total.detach()) / found.weight)
     assert history[0] > 3.0
-    assert sum(history[-10:]) / 10 < 0.1
+    assert sum(history[-10:]) / 10 < LEFT.get(name, 0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,9 +151,10 @@ def test_two_halves_add_up_to_the_whole(name: str) -> None:
     rng = torch.Generator()
     weights = [objective.loss(model, batch, rng).weight for batch in (whole, *halves)]
     assert weights[0] == weights[1] + weights[2]
-    together, error = mean_loss(objective, model, whole, draws=60)
+    draws = DRAWS.get(name, 60)
+    together, error = mean_loss(objective, model, whole, draws=draws)
     parts = [
-        mean_loss(objective, model, half, draws=60, seed=1 + i) for i, half in enumerate(halves)
+        mean_loss(objective, model, half, draws=draws, seed=1 + i) for i, half in enumerate(halves)
     ]
     error = math.hypot(error, *(e for _, e in parts))
     assert error < 0.2 * together
@@ -187,7 +192,7 @@ def test_the_mean_over_draws_is_the_closed_form(name: str, options: dict[str, An
     copies = 400
     row = pack([[0, 1, 1], document], given=[(0, place) for place in range(4)], length=9)
     batch = repeat(row, copies)
-    mean, error = mean_loss(objective, model, batch, draws=30)
+    mean, error = mean_loss(objective, model, batch, draws=DRAWS.get(name, 30))
     expected = closed_form(name, objective, model, document, targets)
     assert error < 0.03 * mean
     assert abs(mean / copies - expected) < 4 * error / copies + 1e-5 * expected

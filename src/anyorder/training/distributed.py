@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def launch(work: Work, num_processes: int, *arguments: object) -> str:
     """Run `work` in so many new processes; returns what the leading one says.
 
     If one fails, the others are ended; its UserError or TrainingStopped is raised here."""
+    # It reports every process that it ends, which a user need not know.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder)
         context = torch.multiprocessing.start_processes(

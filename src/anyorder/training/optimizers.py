@@ -18,7 +18,7 @@ from torch import nn
 
 from anyorder.model.attention import Attention
 from anyorder.training.sections import OptimizerRecipe
-from anyorder.training.team import part_of, whole
+from anyorder.training.team import is_spread, part_of, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values near 1, from Jordan et al."""
@@ -95,6 +95,8 @@ class Optimizer:
             lr=recipe.learning_rate,
             betas=(recipe.beta1, recipe.beta2),
             eps=recipe.epsilon,
+            # torch cannot take tensors with and without parts at once.
+            foreach=False if len({is_spread(p) for p in rest}) > 1 else None,
         )
 
     def step(self, factor: float) -> None:

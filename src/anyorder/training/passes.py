@@ -37,7 +37,7 @@ class _Call(nn.Module):
     ) -> tuple[torch.Tensor, float, Mapping[str, float]]:
         """The fields of a `Loss`."""
         loss = self._objective.loss(self._trainee, batch, rng)
-        return loss.total, loss.weight, loss.metrics
+        return loss.total.clone(), loss.weight, loss.metrics  # FSDP wants no view
 
 
 class Passes:

@@ -44,6 +44,8 @@ def shard(root: nn.Module, network: nn.Module, team: Team, *, dtype: torch.dtype
     orders: Orders = {}
     if team.tensor > 1:
         orders = _split_matrices(network, team)
+    if team.num_shares == 1 and dtype == torch.float32:
+        return orders  # nothing to share and nothing to round
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -88,6 +90,9 @@ def _split_matrices(network: nn.Module, team: Team) -> Orders:
         columns = {"attention.qkv": ColwiseParallel(), up: ColwiseParallel()}
         plan = {**columns, "attention.out": RowwiseParallel(), "mlp.down": RowwiseParallel()}
         parallelize_module(layer, team.mesh["tensor"], plan, src_data_rank=None)
+        for branch in (layer.attention.out, layer.mlp.down):
+            # The residual stream is added in place, which a view would not allow.
+            branch.register_forward_hook(lambda module, inputs, output: output.clone())
     return orders
 
 

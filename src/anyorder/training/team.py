@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from anyorder.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -91,8 +91,8 @@ class Team:
 def whole(tensor: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
     """A parameter, or a state of one, as a process alone would have it; all that have parts of it
     must ask. `order`: which of its rows comes where in the parts."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
+    if is_spread(tensor):
+        tensor = cast("DTensor", tensor).full_tensor()
     if order is not None:
         tensor = tensor[order.argsort().to(tensor.device)]
     return tensor
@@ -106,6 +106,14 @@ def part_of(
     tensor = tensor.to(like.device)
     if order is not None:
         tensor = tensor[order.to(tensor.device)]
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    if is_spread(like):
+        from torch.distributed.tensor import distribute_tensor
+
+        spread = cast("DTensor", like)
+        return distribute_tensor(tensor, spread.device_mesh, spread.placements, src_data_rank=None)
     return tensor
+
+
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Are its parts with several processes? (To import DTensor takes as long as all of torch.)"""
+    return hasattr(tensor, "device_mesh")

@@ -16,7 +16,6 @@ from tests import drafter_twins as twins
 from tests.drafter_folders import (
     BLOCK,
     MASK,
-    NUM_SCORED,
     read,
     write_dflash,
     write_eagle,
@@ -24,7 +23,15 @@ from tests.drafter_folders import (
     write_target,
 )
 from tests.drafters.test_trained import drafts_of, ids
-from tests.training.drafting import KINDS, Recorded, greedy, objective, trainee
+from tests.training.drafting import (
+    KINDS,
+    Recorded,
+    greedy,
+    objective,
+    recipe_of,
+    surroundings,
+    trainee,
+)
 from tests.training.objectives.toys import ToyModel, pack, repeat, words
 
 from anyorder.core.errors import UserError
@@ -34,6 +41,7 @@ from anyorder.drafters.eagle import Eagle
 from anyorder.drafters.medusa import Medusa
 from anyorder.engine.engine import Engine
 from anyorder.model.loaded import LoadedModel, load, load_draft
+from anyorder.training.objectives.block_drafter import _anchors
 
 TEXT = ids(5, 14)
 WRITERS: dict[str, Any] = {
@@ -157,7 +165,7 @@ def test_medusa_costs_are_those_of_the_definition(
                 expected += 0.7 ** (head + 1) * cost
     model = published(folder, target, "medusa")
     found = run(model, "medusa", pack([TEXT]), targets=targets, decay=0.7)
-    assert float(found.total) == pytest.approx(expected, rel=1e-4)
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-4)
     assert found.weight == len(TEXT) - 2
     right = [int(logits[p, 0].argmax()) == TEXT[p + 2] for p in range(len(TEXT) - 2)]
     assert found.metrics["right"] == sum(right)
@@ -191,7 +199,7 @@ def test_eagle_costs_are_those_of_the_definition(
     assert 0 < counted < len(TEXT) - 2, "some tokens are not scored"
     model = published(folder, target, "eagle")
     found = run(model, "eagle", pack([TEXT]), targets=targets, decay=0.5, steps=3)
-    assert float(found.total) == pytest.approx(expected, rel=1e-4)
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-4)
     assert found.weight == counted and found.metrics["right"] == right
 
 
@@ -219,23 +227,21 @@ def test_block_costs_are_those_of_the_definition(
     model = published(folder, target, "block_drafter")
     options = {"targets": targets, "decay": 2.0, "anchors": 99}
     found = run(model, "block_drafter", pack([TEXT]), **options)
-    assert float(found.total) == pytest.approx(expected, rel=1e-4)
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-4)
     assert found.weight == len(TEXT) - 1 and found.metrics["right"] == right
 
 
-def test_anchors_are_drawn_evenly(folder: Path, target: LoadedModel) -> None:
-    counts = torch.zeros(len(TEXT))
-    for seed in range(200):
-        model = published(folder, target, "block_drafter")
-        batch = pack([TEXT], given=[(0, 3)])
-        with torch.no_grad():
-            assert run(model, "block_drafter", batch, seed, anchors=3).weight == 3
-        anchors = model.batches[0].positions_N[len(TEXT) :: BLOCK]
-        assert len(set(anchors.tolist())) == 3
+def test_anchors_are_drawn_evenly() -> None:
+    counts, rng = torch.zeros(len(TEXT)), torch.Generator().manual_seed(0)
+    for _ in range(300):
+        (anchors,) = _anchors(pack([TEXT], given=[(0, 3)]), 3, rng).tolist()
+        assert len(set(anchors)) == 3
         counts[anchors] += 1
     assert counts[2] == 0 and counts[-1] == 0, "no target follows"
-    share = 200 * 3 / (len(TEXT) - 2)
-    assert all(share * 0.6 < count < share * 1.5 for count in counts[[0, 1, *range(3, 13)]])
+    share = 300 * 3 / (len(TEXT) - 2)
+    assert all(share * 0.7 < count < share * 1.3 for count in counts[[0, 1, *range(3, 13)]])
+    (few,) = _anchors(pack([TEXT[:3]], length=9), 3, rng).tolist()
+    assert sorted(few) == [-1, 0, 1]
 
 
 # ------------------------------------------------------------------------------ what all have to do
@@ -276,7 +282,7 @@ def test_the_same_draws_give_the_same_loss_and_halves_add_up(name: str) -> None:
     ]
     parts = [run(model, name, half, **options) for half in halves]
     assert first.weight == parts[0].weight + parts[1].weight
-    assert float(first.total) == pytest.approx(float(parts[0].total + parts[1].total), rel=1e-9)
+    torch.testing.assert_close(first.total, parts[0].total + parts[1].total)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -301,28 +307,16 @@ def test_a_drafter_learns_what_its_target_writes(name: str) -> None:
     rng = torch.Generator().manual_seed(0)
     options = {"anchors": 99} if name == "block_drafter" else {}
     history = []
-    for _ in range(50):
+    for _ in range(60):
         found = objective(name, **options).loss(model, batch, rng)
         optimizer.zero_grad()
         (found.total / found.weight).backward()
         optimizer.step()
         history.append(found)
     assert history[-1].total < 0.25 * history[0].total
-    assert history[-1].metrics["right"] > 0.9 * history[-1].weight
+    assert history[-1].metrics["right"] >= 0.9 * history[-1].weight
 
 
 def test_a_network_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match="trained with objective eagle, got medusa"):
-        from tests.training.drafting import recipe_of, surroundings
-
         recipe_of("eagle").make(surroundings("medusa"))
-
-
-def test_eagle_scores_the_most_frequent_tokens() -> None:
-    network: Any = trainee("eagle", vocabulary=9).network
-    # tests/training/drafting.py says that ids with remainder 6 by 7 are the most frequent ones.
-    assert network.scored.tolist() == sorted([*range(6, VOCABULARY_END, 7), 5])
-    assert NUM_SCORED != 9
-
-
-VOCABULARY_END = 61

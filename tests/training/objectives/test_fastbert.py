@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from tests.training.objectives.toys import pack
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError, InvalidRequest, UserError
+from anyorder.core.method import Abilities
 from anyorder.core.objective import TrainingBatch
 from anyorder.evaluation.early_exit import Example, curve, table
 from anyorder.model.classifier import Classifier, load_classifier
@@ -99,7 +99,7 @@ def test_the_first_run_learns_labels_without_reading_them() -> None:
     scores = [alone(network_of(model), text)[-1] for text, _ in TEXTS]
     wanted = torch.tensor([list(LABELS).index(label) for _, label in TEXTS])
     expected = F.cross_entropy(torch.stack(scores), wanted, reduction="sum")
-    assert float(found.total) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found.total.detach()) == pytest.approx(float(expected), rel=1e-5)
     right = sum(int(s.argmax()) == int(w) for s, w in zip(scores, wanted, strict=True))
     assert found.weight == 3 and found.metrics == {"right": right}
     found.total.backward()
@@ -116,9 +116,8 @@ def test_documents_without_a_label_are_no_lesson() -> None:
     )
     found = Fastbert().loss(model, cut, torch.Generator())
     assert found.weight == 2
-    assert float(found.total) == pytest.approx(
-        float(Fastbert().loss(model, labelled(*TEXTS[:2]), torch.Generator()).total), rel=1e-9
-    )
+    other = Fastbert().loss(model, labelled(*TEXTS[:2]), torch.Generator())
+    torch.testing.assert_close(found.total, other.total)
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse"])
@@ -134,7 +133,7 @@ def test_the_second_run_teaches_the_exits_alone(tmp_path: Path, divergence: Any)
             expected += float(F.kl_div(ours, theirs, log_target=True, reduction="sum"))
             agreeing += float(scores.argmax() == last.argmax()) / len(exits)
     assert len(exits) == 2
-    assert float(found.total) == pytest.approx(expected, rel=1e-4)
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-4)
     assert found.weight == 3 and found.metrics["agreeing"] == pytest.approx(agreeing)
     found.total.backward()
     for name, parameter in model.network.named_parameters():
@@ -185,7 +184,7 @@ def test_classify_stops_where_the_definition_says(tmp_path: Path, threshold: flo
         for layer, scores in enumerate(alone(network, text), start=1):
             p = scores.double().softmax(-1)
             doubts.append(float(-(p * p.log()).sum() / math.log(3)))
-            if (doubts[-1] < threshold and threshold > 0) or layer == 3:
+            if doubts[-1] < threshold or layer == 3:
                 break
         assert (verdict.num_layers, verdict.label) == (layer, list(LABELS)[int(p.argmax())])
         assert verdict.uncertainty == pytest.approx(doubts[-1], abs=1e-5)
@@ -195,14 +194,16 @@ def test_classify_stops_where_the_definition_says(tmp_path: Path, threshold: flo
 
 
 def test_flops_are_what_torch_counts(tmp_path: Path) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     network = network_of(with_exits(tmp_path)).float()
     for num_layers, threshold in ((3, 0.0), (1, 1.0)):
-        with FlopCounterMode(display=False) as counter:
+        # Of this backend's parts, torch counts the products; of others, nothing on a CPU.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             (verdict,) = network.classify([list(range(20))], threshold=threshold)
         assert verdict.num_layers == num_layers
-        assert verdict.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+        assert verdict.flops == counter.get_total_flops()
 
 
 def test_the_folder_holds_all(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_refusals(tmp_path: Path) -> None:
     batch.tokens_BT[0, 4] = 44
     with pytest.raises(UserError, match="begins with token 44, which begins none"):
         Fastbert().loss(trainee(), batch, torch.Generator())
-    decoder: Any = SimpleNamespace(name="toy", kind="decoder", mask_token=None)
+    decoder = Abilities(name="toy", vocabulary_size=9, context_length=9)
     with pytest.raises(UserError, match=r"toy is none: give \[model\] kind"):
         Fastbert().check(decoder)
     with pytest.raises(UserError, match="'pink' and 'grey' begin with the same token"):

@@ -107,6 +107,7 @@ class Classifier(NetworkRecipe):
         narrow = backbone.narrow if isinstance(backbone, Network) else self.narrow
         network = Network(config, labels=labels, narrow=narrow, exits=self.exits)
         start(network, surroundings.seed)
+        _spread(network, surroundings.seed)
         if backbone is not None:
             network.take(backbone)
         for name, parameter in network.named_parameters():
@@ -161,6 +162,17 @@ class Classifier(NetworkRecipe):
                 )
             found[label] = token
         return found
+
+
+@torch.no_grad()
+def _spread(network: Network, seed: int) -> None:
+    """Classifiers start with outputs as large as their inputs: through four narrow layers in a row,
+    a decoder's small weights would let nothing pass."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in (network.branches, network.scores):
+        for parameter in module.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
 
 
 def _abilities(network: Network, name: str | None) -> Abilities:

@@ -66,7 +66,8 @@ class BlockDrafter(Objective):
         anchors_BA = _anchors(batch, self.anchors, rng)
         blocks = _blocks(batch, anchors_BA, size, mask_token, read_BTF)
         hidden_BDW = model.hidden(blocks).view(len(tokens_BT), -1, theirs_BTW.shape[-1])
-        hidden_BASW = hidden_BDW[:, tokens_BT.shape[1] :].unflatten(1, (-1, size))
+        block_BGW = hidden_BDW[:, tokens_BT.shape[1] :]
+        hidden_BASW = block_BGW.reshape(*anchors_BA.shape, size, -1)
         places_BAS, known_BAS = _guessed(batch, anchors_BA, size)
         weights_S = torch.arange(size - 1, device=tokens_BT.device).div(-self.decay).exp()
         weights_BAS = (weights_S / weights_S.sum()).expand(*known_BAS.shape)

@@ -73,7 +73,11 @@ def reference(case: str) -> Any:
         if "embed_positions" in name and family == "Marian":
             continue  # computed, not learnt
         is_scale = "norm" in name and name.endswith("weight")
-        parameter.normal_(1.0 if is_scale else 0.0, 0.2)
+        # More of the source than of the last token, which a tied head would only repeat.
+        spread = 0.2
+        if family != "T5":
+            spread = 0.5 if "encoder_attn." in name else 0.1 if "shared" in name else 0.2
+        parameter.normal_(1.0 if is_scale else 0.0, spread)
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_(0.0, 0.2)
     return model

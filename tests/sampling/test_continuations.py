@@ -9,10 +9,13 @@ from anyorder.sampling.continuations import (
     Continuation,
     continuations,
     draw_texts,
+    mean_nats,
+    pack_documents,
     pack_texts,
     rows_of,
     sum_rows,
 )
+from anyorder.training.objectives.next_token import NextToken
 
 
 def parts(*rows: list[list[int]], given: list[tuple[int, int]], prompt_length: int = 1) -> object:
@@ -48,11 +51,25 @@ def test_packed_texts() -> None:
     assert sums.tolist() == [1.0, 9.0]
 
 
+def test_documents_are_learnt_as_a_whole() -> None:
+    """Earlier turns of a chat, and the beginnings of documents that give nothing."""
+    chat = pack([words(0, 8)], given=[(0, 0), (0, 1), (0, 4), (0, 7)])
+    prose = pack([words(1, 5)])
+    for batch, length in ((chat, 7), (prose, 5)):
+        documents = continuations(batch, prompt_length=3)
+        packed = pack_documents(documents, torch.device("cpu"))
+        assert torch.equal(packed.tokens_BT, batch.tokens_BT[:, :length])
+        assert torch.equal(packed.targets_BT, batch.targets_BT[:, :length])
+        expected = NextToken().loss(toy_model(), batch, torch.Generator())
+        found = mean_nats(toy_model(), packed)
+        torch.testing.assert_close(found, (expected.total / expected.weight)[None])
+
+
 def test_texts_are_as_long_as_their_references_or_as_told() -> None:
     model = toy_model()
     pairs = [
-        Continuation(prompt=(1, 2), reference=tuple(words(0, 5))),
-        Continuation(prompt=(3,), reference=tuple(words(1, 2))),
+        Continuation(prompt=(1, 2), reference=tuple(words(0, 5)), targets=(True,) * 7),
+        Continuation(prompt=(3,), reference=tuple(words(1, 2)), targets=(True,) * 3),
     ]
 
     def lengths(limit: int | None) -> list[int]:

@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 
 from anyorder.core.objective import TrainableModel, TrainingBatch
-from anyorder.sampling.chain_rule import predicted
+from anyorder.sampling.chain_rule import chain_rule_nats, predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Continuation:
     """At least one token."""
     reference: tuple[int, ...]
     """What follows in the data; at least one token."""
+    targets: tuple[bool, ...]
+    """Of prompt and reference: may the token be learnt? Of the prompt only some may, or none."""
 
 
 def continuations(batch: TrainingBatch, *, prompt_length: int) -> list[Continuation]:
@@ -41,24 +43,39 @@ def continuations(batch: TrainingBatch, *, prompt_length: int) -> list[Continuat
             end = len(flags) - flags[::-1].index(True)
             start = max((i + 1 for i in range(end) if not flags[i]), default=prompt_length)
             if start < end:
-                found.append(Continuation(prompt=tokens[:start], reference=tokens[start:end]))
+                found.append(
+                    Continuation(
+                        prompt=tokens[:start],
+                        reference=tokens[start:end],
+                        targets=tuple(flags[:end]),
+                    )
+                )
     return found
 
 
 def pack_texts(prompts: Seq[Seq[int]], texts: Seq[Seq[int]], device: torch.device) -> TrainingBatch:
     """One row a text, behind its prompt; the texts are the targets. None may be empty."""
-    length = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
-    tokens, documents, targets = [], [], []
-    for prompt, text in zip(prompts, texts, strict=True):
-        size = len(prompt) + len(text)
-        padding = length - size
-        tokens.append([*prompt, *text] + [0] * padding)
-        documents.append([0] * size + [-1] * padding)
-        targets.append([False] * len(prompt) + [True] * len(text) + [False] * padding)
+    pairs = list(zip(prompts, texts, strict=True))
+    flags = [[False] * len(prompt) + [True] * len(text) for prompt, text in pairs]
+    return _pack([[*prompt, *text] for prompt, text in pairs], flags, device)
+
+
+def pack_documents(documents: Seq[Continuation], device: torch.device) -> TrainingBatch:
+    """One row a document as the data have it, with all its targets."""
+    tokens = [[*each.prompt, *each.reference] for each in documents]
+    return _pack(tokens, [each.targets for each in documents], device)
+
+
+def _pack(rows: Seq[Seq[int]], targets: Seq[Seq[bool]], device: torch.device) -> TrainingBatch:
+    length = max(map(len, rows))
     return TrainingBatch(
-        tokens_BT=torch.tensor(tokens, device=device),
-        documents_BT=torch.tensor(documents, device=device),
-        targets_BT=torch.tensor(targets, device=device),
+        tokens_BT=torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device),
+        documents_BT=torch.tensor(
+            [[0] * len(row) + [-1] * (length - len(row)) for row in rows], device=device
+        ),
+        targets_BT=torch.tensor(
+            [[*row, *[False] * (length - len(row))] for row in targets], device=device
+        ),
     )
 
 
@@ -88,6 +105,13 @@ def draw_texts(
 def rows_of(batch: TrainingBatch) -> torch.Tensor:
     """int64 [M]; the row of every `predicted` token."""
     return predicted(batch).nonzero()[:, 0]
+
+
+def mean_nats(model: TrainableModel, documents: TrainingBatch) -> torch.Tensor:
+    """[R]; each row's mean cross-entropy of its `predicted` tokens, of which it has some."""
+    nats_M, rows_M = chain_rule_nats(model, documents), rows_of(documents)
+    counts_R = sum_rows(torch.ones_like(nats_M), rows_M, len(documents.tokens_BT))
+    return sum_rows(nats_M, rows_M, len(counts_R)) / counts_R
 
 
 def sum_rows(values_M: torch.Tensor, rows_M: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -37,6 +37,8 @@ from anyorder.sampling.chain_rule import causal_batch, chain_rule_nats, predicte
 from anyorder.sampling.continuations import (
     continuations,
     draw_texts,
+    mean_nats,
+    pack_documents,
     pack_texts,
     rows_of,
     sum_rows,
@@ -72,7 +74,7 @@ class Adversarial(Objective):
         return _Discriminator(abilities.vocabulary_size, self.channels)
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
-        """A unit is a prompt. The total's value is the mean cross-entropy of the references'
+        """A unit is a prompt. The total's value is the mean cross-entropy of the document's
         tokens; its gradient is that of all three losses."""
         pairs = continuations(batch, prompt_length=self.prompt_length)
         if not pairs:
@@ -81,9 +83,8 @@ class Adversarial(Objective):
         assert isinstance(judge, _Discriminator), "companion() made one"
         device, count = batch.tokens_BT.device, self.num_samples
         prompts = [each.prompt for each in pairs]
-        real = pack_texts(prompts, [each.reference for each in pairs], device)
-        lengths_P = torch.tensor([len(each.reference) for each in pairs], device=device)
-        nats_P = sum_rows(chain_rule_nats(model, real), rows_of(real), len(pairs)) / lengths_P
+        real = pack_documents(pairs, device)
+        nats = mean_nats(model, real).sum()
         texts = draw_texts(
             model,
             pairs,
@@ -101,7 +102,6 @@ class Adversarial(Objective):
         else:
             deceived = self._straight_through(model, judge, written, rng)
         players = told + self.weight * deceived
-        nats = nats_P.sum()
         right = (real_P > 0).float().mean() + (written_R <= 0).float().mean()
         return Loss(
             total=nats + players - players.detach(),

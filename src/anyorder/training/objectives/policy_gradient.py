@@ -13,7 +13,7 @@ some texts are drawn and judged; what is learnt from them is one of
 
 `kl` keeps the model near the recipe's [teacher]: in grpo as a loss of each token (the estimator
 r - log r - 1 with r = p_teacher / p), elsewhere taken off the reward. `likelihood` mixes in the
-references' cross-entropy (as arXiv 1609.08144 does); without it, start from a trained model.
+documents' cross-entropy (as arXiv 1609.08144 does); without it, start from a trained model.
 
 Texts are drawn anew every step and serve one step, so that old and new probabilities are one and
 clipping has nothing to do, unless `actor` is the teacher: then they are drawn from it, off policy.
@@ -40,6 +40,8 @@ from anyorder.sampling.continuations import (
     Continuation,
     continuations,
     draw_texts,
+    mean_nats,
+    pack_documents,
     pack_texts,
     rows_of,
     sum_rows,
@@ -73,7 +75,7 @@ class PolicyGradient(Objective):
     ] = 1
     temperature: Annotated[float, Range(0.01, 100.0), "of the distribution that is trained"] = 1.0
     likelihood: Annotated[
-        float, Range(0.0, 1000.0), "weight of the reference's cross-entropy per token"
+        float, Range(0.0, 1000.0), "weight of a document's own cross-entropy per token"
     ] = 1.0
     kl: Annotated[float, Range(0.0, 1000.0), "weight of the divergence from the teacher"] = 0.0
     clip: Annotated[float, Range(0.0, 10.0), "grpo: how far a ratio may be from 1"] = 0.2
@@ -115,7 +117,7 @@ class PolicyGradient(Objective):
         total = surrogate - surrogate.detach() + (1 - rewards_PS.mean(1)).sum()
         nats = 0.0
         if self.likelihood:
-            costs = _reference_nats(model, pairs, device)
+            costs = mean_nats(model, pack_documents(pairs, device)).sum()
             total, nats = total + self.likelihood * costs, float(costs.detach())
         return Loss(
             total=total,
@@ -231,13 +233,3 @@ def _again(texts: Seq[Seq[int]], num_samples: int, device: torch.device) -> torc
     known = [list(text) for text in texts]
     flags = [text in known[i // num_samples * num_samples : i] for i, text in enumerate(known)]
     return torch.tensor(flags, device=device).view(-1, num_samples)
-
-
-def _reference_nats(
-    model: TrainableModel, pairs: Seq[Continuation], device: torch.device
-) -> torch.Tensor:
-    """The sum over prompts of their reference's mean cross-entropy."""
-    references = [each.reference for each in pairs]
-    known = pack_texts([each.prompt for each in pairs], references, device)
-    nats_P = sum_rows(chain_rule_nats(model, known), rows_of(known), len(pairs))
-    return (nats_P / torch.tensor([len(text) for text in references], device=device)).sum()

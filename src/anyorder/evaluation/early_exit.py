@@ -92,14 +92,3 @@ def curve(
             )
         )
     return points
-
-
-def table(points: Sequence[Point]) -> str:
-    """The curve as text, a line a point."""
-    lines = ["threshold  accuracy  layers      FLOPs  speed-up"]
-    lines += [
-        f"{point.threshold:9.2f}  {point.accuracy:8.4f}  {point.mean_layers:6.2f}  "
-        f"{point.flops:9.3g}  {point.speedup:7.2f}x"
-        for point in points
-    ]
-    return "\n".join(lines)

@@ -158,7 +158,8 @@ class Classifier(Transformer):
     @torch.no_grad()
     def classify(self, documents: Sequence[Sequence[int]], *, threshold: float) -> list[Verdict]:
         """Each document's label, found after as few layers as it takes to be so sure of it; a
-        threshold of 0 runs them all."""
+        threshold of 0 runs them all. What lies beyond the context is not read."""
+        documents = [document[: self.config.context_length] for document in documents]
         names, verdicts = list(self.labels), dict[int, Verdict]()
         lengths_D = torch.tensor([len(document) for document in documents], device=self.device)
         tokens_DT = torch.zeros(len(documents), int(lengths_D.max()), dtype=torch.int64)

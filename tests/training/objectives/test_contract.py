@@ -139,7 +139,8 @@ def test_twenty_tokens_are_learnt_by_heart(name: str) -> None:
         (found.total / found.weight).backward()
         optimizer.step()
         history.append(float(found.total.detach()) / found.weight)
-    assert history[0] > 3.0
+    # A divergence has no part that would be there however good the model.
+    assert history[0] > (1.0 if name == "distillation" else 3.0)
     assert sum(history[-10:]) / 10 < LEFT.get(name, 0.1)
 
 

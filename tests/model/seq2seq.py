@@ -52,10 +52,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @functools.cache
 def reference(case: str) -> Any:
-    """The model of a case, with weights far from their usual small start; made once."""
+    """The model of a case; made once."""
+    return make(case)
+
+
+def make(case: str, **changes: Any) -> Any:
+    """A case's model, with weights far from their usual small start."""
     family, fields = FAMILIES[case]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**fields, attn_implementation="eager")
+    config = getattr(transformers, f"{family}Config")(
+        **fields | changes, attn_implementation="eager"
+    )
     model = (
         getattr(
             transformers,

@@ -105,8 +105,12 @@ def test_a_text_depends_on_its_place_and_the_seed_alone() -> None:
     drawn = roll(PROMPTS, temperature=1.5)
     assert drawn == roll(PROMPTS, temperature=1.5) != roll(PROMPTS, seed=1, temperature=1.5)
     assert drawn[0] != drawn[2], "equal prompts get draws of their own"
-    others = [PROMPTS[0], [9], [8], [7], PROMPTS[4]]
-    assert [roll(others, temperature=1.5)[place] for place in (0, 4)] == [drawn[0], drawn[4]]
+    # Others that end elsewhere, in front of the same last prompt.
+    (end,) = MODEL.abilities.end_tokens
+    two = [roll([[word]] * 39 + [PROMPTS[1]], temperature=2.0) for word in (8, 9)]
+    ended = [[text[-1] == end for text in texts] for texts in two]
+    assert ended[0] != ended[1] and not ended[0][-1]
+    assert two[0][-1] == two[1][-1] and len(two[0][-1]) == 12
 
 
 def test_the_last_token_may_fill_the_context() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.training.objectives.rollout_forms import all_texts
 from tests.training.objectives.scripted import (
-    BATCH,
     PROMPT,
     REFERENCE,
     TEXTS,
@@ -25,7 +24,6 @@ from tests.training.objectives.toys import pack, repeat, tiniest_model, toy_mode
 from tests.training.runs import sections
 
 from anyorder.core.errors import UserError
-from anyorder.core.objective import TrainableModel
 from anyorder.training.config import build_recipe, difference
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.policy_gradient import PolicyGradient
@@ -200,9 +198,13 @@ def test_refused() -> None:
         PolicyGradient(num_samples=1)
     with pytest.raises(UserError, match="rloo learns from the model's own texts alone"):
         PolicyGradient(actor="teacher")
-    model: TrainableModel = tiniest_model(2, mask=False)
-    with pytest.raises(UserError, match=r"needs a teacher; add \[teacher\]"):
-        PolicyGradient(kl=0.1).loss(model, BATCH, torch.Generator())
+
+
+def test_a_teacher_is_asked_for_where_it_is_needed() -> None:
+    for options in ({"kl": 0.1}, {"actor": "teacher", "estimator": "grpo"}):
+        with pytest.raises(UserError, match=r"policy_gradient needs a teacher; add \[teacher\]"):
+            build_recipe(sections({"objective": {"name": "policy_gradient", **options}}))
+    assert not build_recipe(sections({"objective": {"name": "policy_gradient"}})).teacher
 
 
 def test_recipes_name_their_reward(tmp_path: Path) -> None:

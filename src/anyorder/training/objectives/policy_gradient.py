@@ -99,14 +99,21 @@ class PolicyGradient(Objective):
                 "or estimator = grpo or minimum_risk."
             )
 
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]
+        """As its options say."""
+        return self.kl > 0 or self.actor == "teacher"
+
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """A unit is a prompt. The total's value is 1 less the mean reward, and the weighted
         cross-entropy; its gradient is the chosen estimator's."""
         pairs = continuations(batch, prompt_length=self.prompt_length)
         if not pairs:
             return Loss(total=0.0 * model.hidden(causal_batch(batch)).sum(), weight=0.0)
-        device, teacher = batch.tokens_BT.device, self._teacher(model)
-        actor = model if self.actor == "model" or teacher is None else teacher
+        device = batch.tokens_BT.device
+        teacher = model.teacher if self.needs_teacher else None
+        assert teacher is not None or not self.needs_teacher, "such a recipe is refused"
+        actor = teacher if teacher is not None and self.actor == "teacher" else model
         texts = self._draw(actor, pairs, self.num_samples, self.temperature, rng)
         rewards_PS = self._judge(model, pairs, texts).to(device)
         baseline_PS = None
@@ -179,16 +186,6 @@ class PolicyGradient(Objective):
         log_r_M = theirs_M - logp_M
         apart_M = log_r_M.exp() - log_r_M - 1
         return self.kl * apart_M - torch.minimum(ratio_M * advantage_M, clipped_M * advantage_M)
-
-    def _teacher(self, model: TrainableModel) -> TrainableModel | None:
-        if not self.kl and self.actor == "model":
-            return None
-        if model.teacher is None:
-            raise UserError(
-                "policy_gradient with kl or actor = teacher needs a teacher; add [teacher] with "
-                "init, the name or folder of a model."
-            )
-        return model.teacher
 
     def _draw(
         self,

@@ -65,6 +65,7 @@ def test_checkpointed_layers_have_the_same_gradients_for_less_memory(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_layers_compute_the_same_and_resume_exactly(tmp_path: Path) -> None:
     def losses(name: str, **run: Any) -> list[float]:
         one = trainer(tmp_path, name, run=run)

@@ -57,7 +57,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x_NI: torch.Tensor) -> torch.Tensor:
         """[N, O]"""
-        low_NR = F.linear(x_NI, torch.cat(list(self.down))).split(len(self.down[0]), dim=-1)
+        low_NR = F.linear(x_NI, torch.cat(list(self.down))).chunk(len(self.rows), dim=-1)
         added = [F.linear(low, up_OR) for low, up_OR in zip(low_NR, self.up, strict=True)]
         sum_NO = F.linear(x_NI, self.base.weight) + torch.cat(added, dim=-1) * self.scale
         if self.length is not None:

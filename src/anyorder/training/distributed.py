@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from anyorder.core.errors import AnyorderError, TrainingStopped, UserError
 from anyorder.model.settings import settings
@@ -37,7 +39,7 @@ def launch(work: Work, num_processes: int, *arguments: object) -> str:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder)
-        context = torch.multiprocessing.start_processes(
+        context = start_processes(  # type: ignore[no-untyped-call]
             _process,
             args=(work, num_processes, outcomes, arguments),
             nprocs=num_processes,
@@ -48,7 +50,7 @@ def launch(work: Work, num_processes: int, *arguments: object) -> str:
         try:
             while not context.join():
                 pass
-        except torch.multiprocessing.ProcessExitedException:
+        except ProcessExitedException:
             failures = [_read(outcomes, rank) for rank in range(num_processes)]
             for kind in (UserError, TrainingStopped):
                 for failure in failures:
@@ -119,7 +121,7 @@ def team_of(
         mesh = None
         if size > 1:
             shape = (size // tensor, tensor)
-            mesh = dist.init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor"))
+            mesh = init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor"))
         yield Team(rank=rank, size=size, tensor=tensor, device=device, mesh=mesh)
     finally:
         dist.destroy_process_group()

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ class Passes:
 
     def loss(self, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """The objective's loss of a batch, which may lie on another device."""
-        tensors = {name: tensor.to(self._device) for name, tensor in _tensors(batch).items()}
+        tensors: dict[str, Any] = {n: t.to(self._device) for n, t in _tensors(batch).items()}
         total, weight, metrics = self._call(dataclasses.replace(batch, **tensors), rng)
         return Loss(total=total, weight=weight, metrics=metrics)
 

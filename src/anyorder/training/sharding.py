@@ -90,15 +90,17 @@ def _split_matrices(network: nn.Module, team: Team) -> Orders:
         columns = {"attention.qkv": ColwiseParallel(), up: ColwiseParallel()}
         plan = {**columns, "attention.out": RowwiseParallel(), "mlp.down": RowwiseParallel()}
         parallelize_module(layer, team.mesh["tensor"], plan, src_data_rank=None)
-        for branch in (layer.attention.out, layer.mlp.down):
+        for branch in ("attention.out", "mlp.down"):
             # The residual stream is added in place, which a view would not allow.
-            branch.register_forward_hook(lambda module, inputs, output: output.clone())
+            layer.get_submodule(branch).register_forward_hook(
+                lambda module, inputs, output: output.clone()
+            )
     return orders
 
 
 def _reorder(name: str, layer: nn.Linear, rows: list[int], count: int) -> dict[str, torch.Tensor]:
     """Bring together the rows of each neighbour."""
-    parts = torch.arange(sum(rows)).split(rows)
+    parts = torch.split(torch.arange(sum(rows)), rows)
     chunks = zip(*(part.chunk(count) for part in parts), strict=True)
     order = torch.cat([rows for chunk in chunks for rows in chunk])
     found = {}

@@ -2,9 +2,9 @@
 
 A run is a function of its recipe: every step's data and noise depend on the recipe's seed and the
 step alone, and a checkpoint holds everything else, so that on a CPU a run that was killed and
-started again goes through exactly the numbers of one that was not. On a GPU, and with another number
-of processes, sums are added in another order. Weights and optimiser are float32, arithmetic is as
-the recipe says.
+started again goes through exactly the numbers of one that was not. On a GPU, and with another
+number of processes, sums are added in another order. Weights and optimiser are float32, arithmetic
+is as the recipe says.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Trainer:
             )
         device = device_of(recipe)
 
-        def prepared() -> TrainingData:
-            resumed = checkpoint is not None
+        def prepared(resumed: bool) -> TrainingData:
             return open_data(recipe, self.output, resumed=resumed, progress=progress)
 
         if data is None:
-            data = team.lead(prepared) or prepared()
+            # What the leader has prepared is there for the others.
+            data = team.lead(lambda: prepared(checkpoint is not None)) or prepared(True)
         if checkpoint is not None and checkpoint.data != data.fingerprint:
             raise CheckpointError(
                 f"the data have changed since {self.output} was begun; bring the old ones back, or "

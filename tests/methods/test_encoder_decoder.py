@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.test_contract import with_heads
 from tests.tiny import (
     CONTEXT,
     END,
@@ -62,7 +63,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 def engine(*, ends: bool = True, **changes: Any) -> Engine:
-    return tiny_engine(model=tiny_encoder_decoder(ends=ends), **changes)
+    return tiny_engine(model=with_heads(tiny_encoder_decoder(ends=ends)), **changes)
 
 
 def source(seed: int, length: int) -> list[int]:
@@ -72,7 +73,7 @@ def source(seed: int, length: int) -> list[int]:
 
 METHODS = engine().usable_methods
 ALL = [
-    Request(prompt=source(index, length), method=method, max_new_tokens=10, **extra)
+    Request(prompt=source(index, length), method=method, max_new_tokens=8, **extra)
     for method in METHODS
     for index, extra in enumerate([{}, *CASES.get(method, [])])
     for length in (3, 40)
@@ -102,7 +103,8 @@ def assert_same(engine: Engine, alone: list[Completion], *, seed: int) -> None:
 
 
 def test_these_methods_work() -> None:
-    assert {"autoregressive", "beam_search", "speculative", "tree_search", "jacobi"} <= set(METHODS)
+    works = {"autoregressive", "beam_search", "blockwise", "jacobi", "lookahead", "speculative"}
+    assert works | {"tree_search"} <= set(METHODS)
 
 
 def test_mixed_with_every_other_method_gives_the_same(alone: list[Completion]) -> None:
@@ -112,7 +114,7 @@ def test_mixed_with_every_other_method_gives_the_same(alone: list[Completion]) -
     assert_same(together, alone, seed=1)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 7, 33])
+@pytest.mark.parametrize("max_batch_tokens", [3, 33])
 def test_chunks_do_not_change_the_answer(alone: list[Completion], max_batch_tokens: int) -> None:
     assert_same(engine(max_batch_tokens=max_batch_tokens), alone, seed=2)
 
@@ -139,24 +141,45 @@ def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
     assert_no_page_is_lost(preempted)
 
 
+def next_logits(tokens: list[int], text: list[int]) -> torch.Tensor:
+    """What follows a text whose source is `tokens`, by dense passes."""
+    network: Any = tiny_encoder_decoder(ends=False).network
+    everything = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool)
+    states = network.encode(dense_batch(torch.tensor([tokens]), everything))[None]
+    batch = dense_batch(torch.tensor([text]), memory=CrossMemory(states_RSW=states))
+    return network.logits(network.hidden(batch))[-1]  # type: ignore[no-any-return]
+
+
 def test_greedy_is_what_dense_passes_give() -> None:
-    model = tiny_encoder_decoder(ends=False)
-    network: Any = model.network
     for length in (1, 15, 16, 33):
         tokens = source(length, length)
-        states = network.encode(
-            dense_batch(torch.tensor([tokens]), torch.ones(1, length, length, dtype=torch.bool))
-        )
         text = [START]
         while len(text) < 8:
-            batch = dense_batch(
-                torch.tensor([text]), memory=CrossMemory(states_RSW=states.view(1, length, -1))
-            )
-            text.append(int(network.logits(network.hidden(batch))[-1].argmax()))
+            text.append(int(next_logits(tokens, text).argmax()))
         completion = engine(ends=False).generate(Request(prompt=tokens, max_new_tokens=7))
         assert completion.tokens == text[1:]
         assert completion.prompt_tokens == tokens
         assert completion.report.num_prompt_tokens == length
+
+
+@pytest.mark.parametrize("negative", [[9, 8, 7, 6], None])
+def test_guidance_moves_away_from_another_source(negative: list[int] | None) -> None:
+    tokens, scale = source(3, 20), 1.8
+    other = negative or tokens[-1:]
+    text = [START]
+    while len(text) < 8:
+        given, free = (next_logits(s, text).log_softmax(-1) for s in (tokens, other))
+        text.append(int((free + scale * (given - free)).argmax()))
+    request = Request(
+        prompt=tokens, max_new_tokens=7, guidance_scale=scale, negative_prompt=negative
+    )
+    assert engine(ends=False).generate(request).tokens == text[1:]
+    assert (
+        engine(ends=False)
+        .generate(dataclasses.replace(request, guidance_scale=1.0, negative_prompt=None))
+        .tokens
+        != text[1:]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -230,7 +253,7 @@ def test_a_run_without_pages_for_its_source_waits_for_them() -> None:
 # ------------------------------------------------------------------------------- what is forced
 def test_first_and_last_tokens_are_forced_by_every_method() -> None:
     rules = TextRules(start_tokens=(START,), first_token=7, last_tokens=frozenset({END}))
-    model = tiny_encoder_decoder(text_rules=rules)
+    model = with_heads(tiny_encoder_decoder(text_rules=rules))
     for method in METHODS:
         request = Request(prompt=source(0, 5), method=method, max_new_tokens=6, min_new_tokens=6)
         completion = tiny_engine(model=model).generate(request)

@@ -60,6 +60,7 @@ class Engine:
         tokens; `max_batch_tokens` the most tokens of one pass; `max_running` the most concurrent
         runs. `progress` is told of downloads and loading.
         """
+        from anyorder.model.drafters.medusa import NetworkWithHeads
         from anyorder.model.encoder_decoder import Encoder, EncoderDecoder
         from anyorder.model.loaded import LoadedModel, load, load_draft
 
@@ -76,10 +77,13 @@ class Engine:
             for name, item in loaded.items()
         }
         target = loaded["target"]
-        if isinstance(target.network, EncoderDecoder):
+        network = target.network
+        if isinstance(network, NetworkWithHeads):
+            network = network.base
+        if isinstance(network, EncoderDecoder):
             encoder = dataclasses.replace(target.abilities, kind="encoder")
             self.roles["encoder"] = open_role(
-                "encoder", Encoder(target.network), encoder, num_cache_tokens=cache_tokens
+                "encoder", Encoder(network), encoder, num_cache_tokens=cache_tokens
             )
         self.tokenizer = target.tokenizer
         self._admission = Admission(roles=self.roles, tokenizer=self.tokenizer)

@@ -54,6 +54,7 @@ class EncoderDecoder(Transformer):
     def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, L] of the target's length, from rows of `encode`: the first token of
         each source."""
+        assert self.config.length_classes, "this network does not predict lengths"
         return self.length_head(states_MW).float()  # type: ignore[no-any-return]
 
     def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,8 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
     pieces = next((path.name for path in sorted(folder.iterdir()) if path.name in _PIECES), None)
     if pieces is not None:
         raise CheckpointError(
-            f"{folder} has a tokenizer in SentencePiece's own format ({pieces}), which is not read; "
-            "convert it to tokenizer.json with the transformers package."
+            f"{folder} has a tokenizer in SentencePiece's own format ({pieces}), which is not "
+            "read; convert it to tokenizer.json with the transformers package."
         )
     raise CheckpointError(
         f"{folder} has no tokenizer: tokenizer.json (or vocab.json with merges.txt) is needed."

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.model.paged import Cached, Pool
 from tests.training.runs import byte_tokenizer
 
-from anyorder.core.batch import dense_batch
+from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError
 from anyorder.model.calm import Calm, load_calm, make_calm
 from anyorder.model.calm_autoencoder import (
@@ -75,6 +76,36 @@ def test_patches_see_those_before_them_alone() -> None:
     # Every token of a patch counts, and where it stands.
     swapped = network.hidden_patches(tokens_NK[:, [1, 0, 2]], batch)
     assert ((swapped - after).abs().amax(1) > 1e-3).all()
+
+
+@torch.no_grad()
+def test_a_cached_past_gives_the_same_hidden_states() -> None:
+    """Two texts of five patches in pieces, through the paged pool."""
+    network = calm()
+    patches_PK = torch.randint(61, (10, 3), generator=torch.Generator().manual_seed(4))
+
+    class ByNumber:
+        """Takes a patch's number for its tokens, and hidden states for logits."""
+
+        cache_shapes, dtype = network.cache_shapes, torch.float32
+
+        def hidden(self, batch: PackedBatch, pool: Pool) -> torch.Tensor:
+            return network.hidden_patches(patches_PK[batch.tokens_N], batch, pool)
+
+        def logits(self, hidden_NW: torch.Tensor) -> torch.Tensor:
+            return hidden_NW
+
+    cached = Cached(ByNumber(), 2, 5)  # type: ignore[arg-type]
+    found: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    for pieces in ([(0, 0, 3), (1, 5, 6)], [(0, 3, 4), (1, 6, 9)], [(0, 4, 5), (1, 9, 10)]):
+        rows = cached.run([(text, torch.arange(start, end)) for text, start, end in pieces])
+        for (text, _, _), part in zip(pieces, rows, strict=True):
+            found[text].append(part)
+    expected = network.hidden_patches(
+        patches_PK, dense_batch(torch.zeros(2, 5, dtype=torch.int64))
+    ).view(2, 5, -1)
+    for text, parts in found.items():
+        torch.testing.assert_close(torch.cat(parts), expected[text])
 
 
 @torch.no_grad()

@@ -69,6 +69,18 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, coder: Path) -> None:
     assert all(torch.equal(found[name], values) for name, values in expected.items())
 
 
+def test_passes_in_bfloat16(tmp_path: Path, coder: Path) -> None:
+    named = {**CALM, "autoencoder": str(coder)}
+    run = {**recipe(tmp_path / "calm", named, "calm_energy").fields()["run"], "dtype": "bfloat16"}
+    found = recipe(tmp_path / "calm", named, "calm_energy", run={**run, "steps": 2})
+    weights = load_file(Trainer(found, data=memory_data(tmp_path)).run() / "model.safetensors")
+    kept = load_file(coder / "model.safetensors")
+    assert all(
+        values.dtype == torch.float32 and values.isfinite().all() for values in weights.values()
+    )
+    assert all(torch.equal(weights[f"autoencoder.{name}"], values) for name, values in kept.items())
+
+
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, coder: Path) -> None:
     def refuse(error: type[Exception], message: str, model: dict[str, Any], objective: str) -> None:
         with pytest.raises(error, match=message):

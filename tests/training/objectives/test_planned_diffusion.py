@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.model.small_tokenizers import CORPUS
 from tests.training.objectives.closed_forms import planned_diffusion
 from tests.training.objectives.toys import (
     PLAN,
@@ -18,13 +20,17 @@ from tests.training.objectives.toys import (
     toy_model,
     words,
 )
+from tests.training.runs import small_recipe
 
 from anyorder.core.batch import PackedBatch
 from anyorder.core.errors import UserError
 from anyorder.core.plans import PlanTokens
+from anyorder.model.loaded import load
+from anyorder.training.metrics import StepMetrics
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.planned_diffusion import PlannedDiffusion
+from anyorder.training.trainer import Trainer
 
 TINY = PlanTokens(topic=2, topic_end=3, span=4, span_end=5, sync=6, pad=7, digits={})
 
@@ -157,6 +163,30 @@ def test_every_span_draws_its_own_share_of_masks() -> None:
     found = torch.stack(shares)
     assert (found.max(1).values - found.min(1).values > 0.4).all()
     assert float(found.mean()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_recipe_on_plain_text_ends_in_a_model_that_plans(tmp_path: Path) -> None:
+    """Rules find the plans, the tokenizer that is trained has the tags, the folder says so."""
+    paragraphs = [
+        f"{word} is the word number {n} of all." for n, word in enumerate(CORPUS[0].split())
+    ]
+    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs * 3))
+    sources = [{"path": str(tmp_path / "a.txt"), "plan": "rules"}]
+    recipe = small_recipe(
+        tmp_path / "out",
+        model={"context": 128},
+        data={"sources": sources, "validation": 0.0, "length": 128},
+        objective={"name": "planned_diffusion"},
+        run={"steps": 3},
+    )
+    seen: list[StepMetrics] = []
+    loaded = load(Trainer(recipe, watch=seen.append).run())
+    tags, tokenizer = loaded.abilities.plan_tokens, loaded.tokenizer
+    assert tags is not None and tokenizer is not None
+    assert tags.sync in tokenizer.encode("a<sync/>b")
+    assert loaded.abilities.attention == {"causal", "bidirectional"}
+    assert loaded.abilities.mask_token is not None
+    assert all(0 < line.extras["text"] < line.extras["nats"] for line in seen)
 
 
 def test_what_it_needs_and_what_a_model_has_learnt() -> None:

@@ -15,6 +15,9 @@ from anyorder.core.objective import Loss, TrainableModel, TrainingBatch
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.metrics import read_metrics
 from anyorder.training.objectives.scheduled_sampling import ScheduledSampling
+from anyorder.training.passes import Passes
+from anyorder.training.setup import make_trainee
+from anyorder.training.team import Team
 from anyorder.training.trainer import Trainer
 
 OBJECTIVES: list[dict[str, Any]] = [
@@ -59,6 +62,17 @@ def test_passes_in_bfloat16(objective: dict[str, Any], tmp_path: Path) -> None:
         small_recipe(tmp_path / "run", objective=objective, run=run), data=memory_data(tmp_path)
     )
     assert (trainer.run() / "config.json").exists()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:3], ids=lambda objective: objective["name"])
+def test_processes_cannot_draw_texts_side_by_side(
+    objective: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = small_recipe(tmp_path / "run", objective=objective)
+    trainee = make_trainee(recipe, memory_data(tmp_path), torch.device("cpu"))
+    name = objective["name"]
+    with pytest.raises(UserError, match=f"{name} draws texts, which 2 processes"):
+        Passes(trainee, recipe, torch.device("cpu"), Team(size=2))
 
 
 def test_progress_goes_from_nothing_to_almost_all(

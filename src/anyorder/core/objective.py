@@ -119,6 +119,9 @@ class Objective:
     """Does it learn from pairs (`TrainingBatch.sources_BS`)? They need an encoder-decoder."""
     needs_teacher: ClassVar[bool] = False
     """Does it run `model.teacher`? A recipe without [teacher] is then refused."""
+    draws_texts: ClassVar[bool] = False
+    """Does it run `model.generate`? How many passes that takes depends on the texts, so processes
+    that share the parameters cannot do it side by side."""
     control_tokens: ClassVar[tuple[str, ...]] = ()
     """Control tokens that a tokenizer trained for it has besides the usual ones."""
 

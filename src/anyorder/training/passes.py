@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from anyorder.core import lookup
 from anyorder.core.errors import UserError
 from anyorder.core.objective import Loss, Objective, TrainingBatch
 from anyorder.model.transformer import Layer
@@ -48,6 +49,12 @@ class Passes:
         dtype: torch.dtype = getattr(torch, recipe.run.dtype)
         self.trainee = trainee
         self._device, self._team = device, team
+        if recipe.objective.draws_texts and team.num_shares > 1:
+            name = lookup.name_of(recipe.objective)
+            raise UserError(
+                f"{name} draws texts, which {team.num_shares} processes that share the parameters "
+                "cannot do side by side; train it with one process."
+            )
         worker = trainee
         if team.size == 1 and dtype != torch.float32:
             # The teacher comes in this type already.

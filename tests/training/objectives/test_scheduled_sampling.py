@@ -168,6 +168,14 @@ def test_gradients_flow_through_all_passes_if_asked() -> None:
     assert not torch.allclose(last, parameter.grad, rtol=1e-2)
 
 
+@pytest.mark.parametrize("prediction", ["argmax", "sampled", "mixed"])
+def test_a_batch_without_anything_to_replace(prediction: str) -> None:
+    batch = pack([words(0, 5)], given=[(0, place) for place in range(5)])
+    found = always(prediction=prediction).loss(toy_model(), batch, rng())
+    found.total.backward()  # type: ignore[no-untyped-call]
+    assert found.total == 0 and found.weight == 0
+
+
 def test_gradients_through_tokens_are_refused() -> None:
     with pytest.raises(UserError, match="no gradient flows through sampled predictions"):
         ScheduledSampling(through="all")

@@ -24,7 +24,7 @@ vocabulary, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ _WIDTHS = (1, 2, 3, 4)
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Objective):
     """Predict every token, and write texts that a discriminator takes for real ones."""
+
+    draws_texts: ClassVar[bool] = True
 
     estimator: Annotated[
         Literal["policy_gradient", "straight_through"], "how the model learns to deceive"

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -59,6 +59,8 @@ def _default_reward() -> Reward:
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Objective):
     """Write texts that a reward thinks well of."""
+
+    draws_texts: ClassVar[bool] = True
 
     reward: Annotated[Reward, Part("training/rewards"), "what judges a text"] = field(
         default_factory=_default_reward

@@ -82,9 +82,10 @@ class ScheduledSampling(Objective):
         chosen_BT, draws_BT = torch.rand(
             (2, *predicted_BT.shape), generator=rng, dtype=torch.float64
         ).to(device)
-        replaced_BT = predicted_BT & (chosen_BT < self.probability(batch.progress))
+        probability = self.probability(batch.progress)
+        replaced_BT = predicted_BT & (chosen_BT < probability)
         packed = causal_batch(batch)
-        if replaced_BT.any():
+        if probability > 0:  # whatever was drawn: processes that share parameters do equal passes
             for _ in range(self.passes):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.through == "all"):
                     packed = self._replaced(model, batch, packed, replaced_BT, draws_BT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,13 +15,16 @@ import sacrebleu
 import torch
 from tests.cli.checkpoint import save_checkpoint
 from tests.cli.conftest import Run
+from tests.model.seq2seq import make
 
 import anyorder
+from anyorder.cli.evaluations.drafting import _made_for
 from anyorder.evaluation.brier import brier
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.classifier import Classifier, load_classifier, save_classifier
+from anyorder.model.loaded import LoadedModel, load
 from anyorder.model.tokenizer import Tokenizer
-from anyorder.training.documents import Document, Encoder
+from anyorder.training.documents import Document, Encoder, PairEncoder
 
 TEXTS = {
     "Emma": ["It was a bright day.\n", "Nobody had expected it to last, not even the oldest.\n"],
@@ -164,6 +168,43 @@ def test_translating_with_a_decoder(run: Run, model: str, tmp_path: Path) -> Non
     assert row["method"] == "autoregressive" and row["tokens_per_pass"] == pytest.approx(1)
     (row,) = run("eval", model, *flags, "--method", "beam_search", "-o", "width=2").json["rows"]
     assert row["method"] == "beam_search"
+
+
+def test_encoder_decoders(run: Run, model: str, tmp_path: Path) -> None:
+    """Likelihood as transformers has it, translations as the engine makes them."""
+    tokenizer = Tokenizer.from_folder(Path(model))
+    (end,) = PairEncoder.of(tokenizer).end
+    changes = {"vocab_size": tokenizer.vocabulary_size, "pad_token_id": 1, "eos_token_id": end}
+    twin = make("bart", **changes, decoder_start_token_id=end, forced_eos_token_id=end)
+    folder = tmp_path / "bart"
+    twin.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(model) / name, folder)
+    file = tmp_path / "pairs.tsv"
+    pairs = [("the house is big", "das Haus ist groß"), ("a dog", "ein roter Hund")]
+    file.write_text("".join(f"{a}\t{b}\n" for a, b in pairs), "utf-8")
+    nats = num_tokens = 0.0
+    for source, text in pairs:
+        target = [*tokenizer.encode(text, add_special=False), end]
+        labels = torch.tensor([target])
+        out = twin(input_ids=torch.tensor([tokenizer.encode(source)]), labels=labels)
+        nats, num_tokens = nats + float(out.loss) * len(target), num_tokens + len(target)
+    (row,) = run("eval", str(folder), "--data", str(file), "--json").json["rows"]
+    assert row["tokens"] == num_tokens and row["objective"] == "encoder_decoder"
+    assert row["nats"] == pytest.approx(nats / num_tokens, rel=1e-4)
+    assert row["bytes"] == sum(len(text.encode()) for _, text in pairs)
+    flags = ("--data", str(file), "--task", "translation", "--max-new-tokens", "6", "--json")
+    (row,) = run("eval", str(folder), *flags).json["rows"]
+    engine = anyorder.Engine(folder)
+    texts = [engine.generate(source, max_new_tokens=6).text for source, _ in pairs]
+    expected = sacrebleu.corpus_chrf([" ".join(t.split()) for t in texts], [[b for _, b in pairs]])
+    assert row["chrf"] == pytest.approx(expected.score)
+    made = tmp_path / "made.jsonl"
+    plain = ("--pairs", str(file), "--temperature", "0", "--max-new-tokens", "6")
+    assert run("data", "synthesize", str(made), "-m", str(folder), *plain).code == 0
+    assert [json.loads(line)["text"] for line in made.read_text("utf-8").splitlines()] == texts
+    outcome = run("eval", str(folder), "--data", str(file), "--length", "9")
+    assert outcome.code == 2 and "pairs are measured whole" in outcome.err
 
 
 # ---------------------------------------------------------------------------------------- drafting
@@ -325,3 +366,16 @@ def test_mistakes(run: Run, model: str, recipe: str, tmp_path: Path) -> None:
     samples.write_text('{"text": "a"}\n{"txt": "b"}\n')
     outcome = run("eval", str(samples), "--task", "quality")
     assert outcome.code == 2 and "line 2 is not an object with a text" in outcome.err
+
+
+def test_the_drafter_that_a_model_is_made_for(model: str) -> None:
+    target = load(model)
+
+    def made(**changes: Any) -> LoadedModel:
+        abilities = replace(target.abilities, **changes)
+        return LoadedModel(network=target.network, abilities=abilities)
+
+    assert _made_for({"target": target, "draft": target}) == "draft_model"
+    assert _made_for({"target": made(num_heads=3)}) == "medusa"
+    for kind, name in (("eagle", "eagle"), ("dflash", "block_drafter")):
+        assert _made_for({"target": target, "draft": made(kind=kind)}) == name

@@ -23,6 +23,7 @@ from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
+from anyorder.training.objectives.encoder_decoder import EncoderDecoder
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
@@ -73,11 +74,11 @@ def likelihood(
 ) -> Likelihood:
     """By what the model was trained with: the chain rule, or a bound."""
     objective = objective or trained_with(model.abilities)
-    if isinstance(objective, NextToken):
+    if isinstance(objective, NextToken | EncoderDecoder):
         return chain_rule(model, batches, progress=progress)
     if not isinstance(objective, MaskedDiffusion | UniformDiffusion | BlockDiffusion):
         raise UserError(
-            f"there is no likelihood for {lookup.name_of(objective)}; next_token, "
+            f"there is no likelihood for {lookup.name_of(objective)}; next_token, encoder_decoder, "
             "masked_diffusion, uniform_diffusion and block_diffusion have one."
         )
     return bound(model, objective, batches, num_draws=num_draws, seed=seed, progress=progress)
@@ -85,8 +86,13 @@ def likelihood(
 
 def trained_with(abilities: Abilities) -> Objective:
     """The objective under which a model's likelihood is told, by what it can do."""
+    if abilities.source_length and "causal" not in abilities.attention:
+        raise UserError(
+            f"{abilities.name} writes all tokens of a translation at once, and no likelihood of "
+            "that is computed here; measure it with --task translation."
+        )
     if "causal" in abilities.attention:
-        return NextToken()
+        return EncoderDecoder() if abilities.source_length else NextToken()
     if abilities.mask_token is None:
         return UniformDiffusion()
     if abilities.block_size:
@@ -97,9 +103,11 @@ def trained_with(abilities: Abilities) -> Objective:
 def chain_rule(
     model: TrainableModel, batches: Seq[TrainingBatch], *, progress: Progress | None = None
 ) -> Likelihood:
-    """Exact: every target token given those before it in its document."""
+    """Exact: every target token given those before it in its document, and its source if it has
+    one."""
     rng = torch.Generator()
-    ((nats, num_tokens),) = _passes(model, NextToken(), batches, rng, 1, progress)
+    objective = EncoderDecoder() if model.abilities.source_length else NextToken()
+    ((nats, num_tokens),) = _passes(model, objective, batches, rng, 1, progress)
     return Likelihood(nats=nats, standard_error=0.0, num_tokens=num_tokens, exact=True)
 
 

@@ -6,13 +6,15 @@ models are over the same tokens, all but the first of a document that has no pro
 before the window is not seen; a longer `length` gives more. Windows share rows of a batch, where
 they do not see each other.
 
-Shape suffixes: B rows, T tokens each.
+Pairs are never cut: each is a row, padded to the longest of its batch.
+
+Shape suffixes: B rows, T tokens and S source tokens each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +30,14 @@ class HeldOutText:
     """Which tokens are asked for; the first one never is."""
     text: str
     """What the targets spell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPair:
+    """A target and what an encoder reads before it."""
+
+    source: Seq[int]
+    target: HeldOutText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,28 @@ def windows(
         _batch(rows[first : first + batch_size], length, torch.device(device))
         for first in range(0, len(rows), batch_size)
     ]
+
+
+def pair_batches(
+    pairs: Seq[HeldOutPair], *, batch_size: int, device: torch.device | str = "cpu"
+) -> list[TrainingBatch]:
+    """Batches of at most `batch_size` pairs."""
+    found = []
+    for first in range(0, len(pairs), batch_size):
+        some = pairs[first : first + batch_size]
+        targets = [[(pair.target.tokens, [False, *pair.target.targets[1:]])] for pair in some]
+        sources = [[(pair.source, [False] * len(pair.source))] for pair in some]
+        longest = max(len(pair.target.tokens) for pair in some)
+        longest_source = max(len(pair.source) for pair in some)
+        read = _batch(sources, longest_source, torch.device(device))
+        found.append(
+            replace(
+                _batch(targets, longest, torch.device(device)),
+                sources_BS=read.tokens_BT,
+                source_documents_BS=read.documents_BT,
+            )
+        )
+    return found
 
 
 def _batch(

@@ -18,7 +18,7 @@ from anyorder.core.errors import InvalidRequest, UnknownName, UserError
 from anyorder.core.request import Prompt
 
 if TYPE_CHECKING:
-    from anyorder.evaluation.windows import HeldOutText
+    from anyorder.evaluation.windows import HeldOutPair, HeldOutText
     from anyorder.model.tokenizer import Tokenizer
     from anyorder.training.config import Recipe
     from anyorder.training.documents import Document, Part
@@ -125,6 +125,25 @@ def held_out_texts(data: Data, tokenizer: Tokenizer, limit: int | None) -> list[
     if not texts:
         raise UserError(f"{data.name} has no documents.")
     return texts
+
+
+def held_out_pairs(
+    data: Data, tokenizer: Tokenizer, start: int | None, limit: int | None
+) -> list[HeldOutPair]:
+    """The first so many pairs as tokens; `start` is where the decoder's texts begin."""
+    from anyorder.evaluation.windows import HeldOutPair, HeldOutText
+    from anyorder.training.documents import PairEncoder
+
+    encoder = PairEncoder.of(tokenizer, start)
+    pairs = []
+    for document in islice(data.documents(pairs=True), limit):
+        source, tokens = encoder.encode(document)
+        targets = [False, *[True] * (len(tokens) - 1)]
+        target = HeldOutText(tokens=tokens, targets=targets, text=document.text)
+        pairs.append(HeldOutPair(source=source, target=target))
+    if not pairs:
+        raise UserError(f"{data.name} has no pairs.")
+    return pairs
 
 
 # ----------------------------------------------------------------------------------------- prompts

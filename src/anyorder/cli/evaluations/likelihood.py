@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from anyorder.cli.evaluations.data import Data, held_out_texts, open_data
+from anyorder.cli.evaluations.data import Data, held_out_pairs, held_out_texts, open_data
 from anyorder.cli.evaluations.models import (
     Shown,
     as_trainee,
@@ -16,14 +16,16 @@ from anyorder.cli.evaluations.models import (
     tokenizer_of,
 )
 from anyorder.cli.numbers import whole_number
+from anyorder.cli.terminal import note
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from anyorder.core.objective import Objective
+    from anyorder.core.objective import Objective, TrainingBatch
     from anyorder.evaluation.likelihood import Likelihood
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.evaluation.windows import Sizes
+    from anyorder.model.loaded import LoadedModel
 
 FLAGS = frozenset({"part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"})
 TAKES_REQUEST = False
@@ -103,27 +105,10 @@ def _row(
     shown: Shown,
 ) -> dict[str, Cell]:
     from anyorder.evaluation.likelihood import likelihood, trained_with
-    from anyorder.evaluation.windows import sizes, windows
 
     loaded = load_shown(model, arguments.dtype, shown)
-    limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
-    texts = held_out_texts(data, tokenizer_of(loaded), limit)
-    longest = min(loaded.abilities.context_length, _LONGEST)
-    if data.recipe is not None:
-        longest = min(data.recipe.data.length, loaded.abilities.context_length)
-    length = whole_number("--length", arguments.length, longest, least=2)
-    if length > loaded.abilities.context_length:
-        raise InvalidRequest(
-            f"--length is {length}, but the context of {model} is "
-            f"{loaded.abilities.context_length} tokens."
-        )
-    batches = windows(
-        texts,
-        length=length,
-        batch_size=whole_number("--rows", arguments.rows, 16),
-        device=loaded.network.device,
-    )
     objective = objective or trained_with(loaded.abilities)
+    batches, size = _batches(arguments, data, loaded)
     found = likelihood(
         as_trainee(loaded),
         batches,
@@ -132,7 +117,44 @@ def _row(
         seed=controls(arguments, {}).seed,
         progress=shown,
     )
-    return _values(name_of_model(model), lookup.name_of(objective), found, sizes(texts))
+    return _values(name_of_model(model), lookup.name_of(objective), found, size)
+
+
+def _batches(
+    arguments: argparse.Namespace, data: Data, loaded: LoadedModel
+) -> tuple[list[TrainingBatch], Sizes]:
+    """What the model is asked, and how much text it is."""
+    from anyorder.evaluation.windows import pair_batches, sizes, windows
+
+    limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
+    rows = whole_number("--rows", arguments.rows, 16)
+    abilities, tokenizer = loaded.abilities, tokenizer_of(loaded)
+    context = abilities.context_length
+    longest = min(context, _LONGEST if data.recipe is None else data.recipe.data.length)
+    length = whole_number("--length", arguments.length, longest, least=2)
+    if length > context:
+        raise InvalidRequest(
+            f"--length is {length}, but the context of {abilities.name} is {context} tokens."
+        )
+    device = loaded.network.device
+    if not abilities.source_length:
+        texts = held_out_texts(data, tokenizer, limit)
+        return windows(texts, length=length, batch_size=rows, device=device), sizes(texts)
+    if arguments.length is not None:
+        raise InvalidRequest("pairs are measured whole; leave --length out.")
+    start = next(iter(abilities.text_rules.start_tokens), None)
+    pairs = held_out_pairs(data, tokenizer, start, limit)
+    fit = [
+        pair
+        for pair in pairs
+        if len(pair.source) <= abilities.source_length and len(pair.target.tokens) <= context
+    ]
+    if len(fit) < len(pairs):
+        note(
+            f"{len(pairs) - len(fit)} of {len(pairs)} pairs are longer than {abilities.name} reads"
+        )
+    targets = [pair.target for pair in fit]
+    return pair_batches(fit, batch_size=rows, device=device), sizes(targets)
 
 
 def _values(model: str, objective: str, found: Likelihood, size: Sizes) -> dict[str, Cell]:

@@ -221,7 +221,7 @@ def test_refused(source: Source, tokenizer: Tokenizer, tmp_path: Path) -> None:
         prepare([], tokenizer, cache, length=LENGTH)
     with pytest.raises(UserError, match="length must be at least 2"):
         prepare([source], tokenizer, cache, length=1)
-    with pytest.raises(UserError, match="validation from 0 to below 1, got 16 and 1"):
+    with pytest.raises(UserError, match=r"sum is below 1, got 1\.0 and 0\.0"):
         prepare([source], tokenizer, cache, length=LENGTH, validation=1.0)
     with pytest.raises(UserError, match=r"none of .* documents is for validation"):
         prepare([source], tokenizer, cache, length=LENGTH, part="validation")

@@ -138,6 +138,15 @@ def test_equal_sources_are_on_one_side(tokenizer: Tokenizer, tmp_path: Path) -> 
     assert {document.prompt for document in more} == sources["validation"]
 
 
+def test_pairs_are_held_out_alike_as_texts_with_a_prompt(tmp_path: Path) -> None:
+    """A decoder that reads the source as a prompt can be compared on the same test pairs."""
+    source = tsv(tmp_path / "a.tsv", written(), separator=" => ")
+    apart = {pair.text for pair in held_out(source, "test", validation=0.2, test=0.3, pairs=True)}
+    joined = list(held_out(source, "test", validation=0.2, test=0.3))
+    assert {document.text for document in joined} == apart and 8 < len(apart) < 30
+    assert all(document.prompt.endswith(" => ") for document in joined)
+
+
 def test_shares_that_leave_nothing_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sum is below 1, got 0\.5 and 0\.5"):
         Split(validation=0.5, test=0.5)

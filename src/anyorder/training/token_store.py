@@ -35,7 +35,7 @@ from anyorder.training.readers import Problem, Source, read, read_pairs
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much is done and how much there is; equal when the stage ends."""
 
-_VERSION = 1
+_VERSION = 2
 _KEPT_PROBLEMS = 5
 
 
@@ -102,7 +102,9 @@ def key_of(document: Document, source: Source) -> int:
     """What decides between training and held-out data: the lowest keys are validation."""
     if source.hold_out:
         return 0 if document.title in source.hold_out else 2**64 - 1
-    digest = hashlib.sha256(document.key.encode()).digest()
+    # Without the separator, so that pairs are held out whichever way they are learnt.
+    key = document.prompt.removesuffix(source.separator) or document.key
+    digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 

@@ -241,6 +241,16 @@ def test_quality_of_a_models_samples(run: Run, model: str, recipe: str) -> None:
     assert real["num_samples"] == samples["num_samples"] == 2
     other = run("eval", model, *flags, "8", "--seed", "9", "--json").json["rows"]
     assert other[0] == real and other[1] != samples
+    file = Path(recipe).with_name("asked.jsonl")
+    lines = [{"prompt": prompt, "text": "b"} for prompt in ("Why?", "How?", "Why?", "Who?")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    named = Path(recipe).with_name("asked.toml")
+    books = '{ path = "books.jsonl", hold_out = ["Emma"] }'
+    asked = '{ path = "asked.jsonl", prompt = "prompt", hold_out = ["asked.jsonl"] }'
+    named.write_text(RECIPE.replace(books, asked))
+    small = ("--task", "quality", "--data", str(named), "--max-new-tokens", "4", "--json")
+    assert run("eval", model, *small).json["rows"][0]["num_samples"] == 3  # each prompt once
+    assert run("eval", model, *small, "--num", "2").json["rows"][0]["num_samples"] == 2
     built_in = ("--task", "quality", "--data", "builtin:lists", "--num", "3", "--max-new-tokens")
     assert len(run("eval", model, *built_in, "8", "--json").json["rows"]) == 1
 

@@ -42,13 +42,11 @@ class Document:
     def key(self) -> str:
         """What decides between training, validation and test: equal keys stay together.
 
-        With a prompt it is the prompt, so that no validation prompt was ever seen in training.
+        With a prompt it is the prompt, so that no validation prompt was ever seen in training; of
+        a chat all but the last message, for the same reason.
         """
-        return (
-            self.prompt
-            or self.plain_text
-            or "\0".join(str(m.get("content")) for m in self.messages)
-        )
+        given = self.messages[:-1] or self.messages
+        return self.prompt or self.plain_text or "\0".join(str(m.get("content")) for m in given)
 
     @property
     def plain_text(self) -> str:

@@ -180,7 +180,14 @@ def open_prompts(
     else:
         documents = open_data(given, part).documents()
         found = (_begun(document, tokenizer, num_prompt_tokens) for document in documents)
-        items = list(islice((item for item in found if item is not None), num))
+        # A prompt that was answered several times is asked once.
+        different: dict[str, PromptItem] = {}
+        for item in found:
+            if item is not None:
+                different.setdefault(item.text, item)
+            if len(different) == num:
+                break
+        items = list(different.values())
     if not items:
         raise UserError(f"{' '.join(given or [])} has no prompts.")
     return items

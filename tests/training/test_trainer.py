@@ -143,6 +143,42 @@ def test_muon_treats_fused_matrices_one_by_one_and_leaves_the_embedding(tmp_path
     assert kinds["embedding.weight"] != "momentum" == kinds["layers.1.attention.qkv.weight"]
 
 
+def test_what_decays_and_what_muon_takes(tmp_path: Path) -> None:
+    """Matrices decay, norms and biases do not; tied weights are one parameter."""
+    learned = {"positions": "learned", "kv_heads": None}
+    for tied in (True, False):
+        run = trainer(tmp_path, model={**learned, "tied_embeddings": tied})
+        decayed, others = run._optimizer._adamw.param_groups
+        assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+        assert {p.dim() for p in decayed["params"]} == {2} and len(others["params"]) == 18
+        names = [run._optimizer._names[p] for p in decayed["params"]]
+        assert names.count("embedding.weight") == 1 and "positions.weight" in names
+        assert ("head.weight" in names) is not tied
+    rows = {"name": "muon", "weight_decay": 0.0}
+    run = trainer(tmp_path, model=learned, optimizer=rows)
+    assert all(not group["weight_decay"] for group in run._optimizer._adamw.param_groups)
+    taken = {run._optimizer._names[matrix] for matrix in run._optimizer._muon.state}
+    parts = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    assert taken == {f"layers.{layer}.{part}.weight" for layer in (0, 1) for part in parts}
+
+
+def test_muon_may_take_all_and_nothing_that_is_frozen(tmp_path: Path) -> None:
+    data = memory_data(tmp_path)
+    base = Trainer(small_recipe(tmp_path / "base"), data=data).run()
+    sizes = dict.fromkeys(("width", "layers", "heads", "kv_heads", "mlp_width", "context"))
+    recipe = small_recipe(
+        tmp_path / "out",
+        model={**sizes, "init": str(base)},
+        data={"vocabulary": None},
+        adapter={"rank": 2},
+        optimizer={"name": "muon"},
+    )
+    run = Trainer(recipe, data=data)
+    assert not any(group["params"] for group in run._optimizer._adamw.param_groups)
+    assert len(run._optimizer._muon.state) == len(dict(run._passes.parameters())) == 28
+    run.run()
+
+
 def test_the_running_mean_of_the_weights(tmp_path: Path) -> None:
     changes = {"run": {"ema": 0.5, "steps": 3}}
     run = trainer(tmp_path, **changes)

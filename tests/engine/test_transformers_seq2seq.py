@@ -214,6 +214,8 @@ def _with(**changes: Any) -> Callable[[dict[str, Any]], None]:
         ("t5", _with(decoder_start_token_id=None), "lacks the field 'decoder_start_token_id'"),
         ("bart", _with(bad_words_ids=[3]), "a list of lists of token ids"),
         ("bart", _with(encoder_layers=5000), "at most 1000"),
+        ("bart", _with(bad_words_ids=[[4], [5, 96]]), "bans token 96; token ids are 0 to 95"),
+        ("t5", _with(decoder_start_token_id=200), "forces or bans token 200"),
     ],
 )
 def test_configurations_that_cannot_be_honoured_are_refused(

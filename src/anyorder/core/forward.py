@@ -299,7 +299,8 @@ class ForwardRequest:
     the first ones; for networks that do."""
     memory: Sequence | None = None
     """An encoder's sequence, already run, that `sequence` cross-attends to from now on; given with
-    `start` 0. None: the one it has, which is the prompt's unless another was given."""
+    `start` 0, and kept open as long. None: the one it has, which is the prompt's unless another was
+    given."""
 
     @property
     def role(self) -> str:

@@ -38,6 +38,12 @@ class TextRules:
     banned: tuple[tuple[int, ...], ...] = ()
     """Tokens, or several in a row, that never occur."""
 
+    @property
+    def tokens(self) -> frozenset[int]:
+        """Every token that a rule names."""
+        first = () if self.first_token is None else (self.first_token,)
+        return self.last_tokens.union(self.start_tokens, first, *self.banned)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:

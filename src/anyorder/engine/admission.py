@@ -144,7 +144,7 @@ class Admission:
         if request.prompt_logprobs and abilities.source_length:
             raise InvalidRequest(
                 f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
-                "leave prompt_logprobs out."
+                "only models without an encoder can score one."
             )
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(

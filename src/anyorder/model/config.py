@@ -226,6 +226,12 @@ class ModelConfig:
             raise CheckpointError(
                 f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly."
             )
+        for token in self.text_rules.tokens:
+            if not 0 <= token < self.vocabulary_size:
+                raise CheckpointError(
+                    f"the configuration forces or bans token {token}; token ids are 0 to "
+                    f"{self.vocabulary_size - 1}."
+                )
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

@@ -17,7 +17,7 @@ from anyorder.model.naming import BART_NAMES, NameMap
 
 
 class Mbart(Architecture):
-    """What a text's languages are is the tokenizer's and the request's business."""
+    """The language that it writes is the checkpoint's `forced_bos_token_id`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("mbart",)
     prefixes: ClassVar[tuple[str, ...]] = Bart.prefixes

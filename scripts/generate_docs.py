@@ -138,7 +138,9 @@ def objective_table(names: tuple[str, ...]) -> str:
     rows = ["| objective | needs | |", "|---|---|---|"]
     for name in names:
         cls = lookup.find("training/objectives", name, kind="objective")
-        needs = ["a mask token"] * cls.needs_mask_token + ["a teacher"] * cls.needs_teacher
+        needs = ["a mask token"] * cls.needs_mask_token
+        if cls.needs_teacher is not False:  # or a property: its options decide
+            needs.append("a teacher" if cls.needs_teacher is True else "perhaps a teacher")
         summary = (inspect.getdoc(cls) or "").splitlines()[0]
         rows.append(f"| [{name}](#{name}) | {', '.join(needs)} | {summary} |")
     return "\n".join(rows) + "\n"

@@ -132,6 +132,24 @@ def test_what_a_model_was_trained_for_can_be_said(run: Run, model: str, recipe: 
     assert outcome.code == 2 and "there is no likelihood for medusa" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [("next_token", ""), ("uniform_diffusion", ""), ("block_diffusion", "block_size = 4")],
+)
+def test_a_finished_run_says_what_it_was_trained_for(
+    run: Run, recipe: str, tmp_path: Path, objective: str, options: str
+) -> None:
+    text = RECIPE.replace('name = "next_token"', f'name = "{objective}"\n{options}')
+    Path(recipe).write_text(text)
+    outcome = run("train", recipe, "--output", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome.err
+    data = run("eval", outcome.out.strip(), "--data", recipe, "--num-draws", "2", "--json").json
+    (row,) = data["rows"]
+    assert row["objective"] == objective and row["model"] == str(tmp_path / "run")
+    # All tokens but the first of each document, its end included.
+    assert 20 < row["tokens"] < row["bytes"] and 1 < row["perplexity"] < 1000
+
+
 def test_text_files_and_fewer_documents(run: Run, model: str, tmp_path: Path) -> None:
     paths = []
     for name in ("a.txt", "b.txt"):

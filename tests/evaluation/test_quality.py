@@ -12,6 +12,7 @@ from tests.tiny import tiny_engine
 from anyorder.core.request import Request
 from anyorder.evaluation.quality import (
     Sample,
+    compression,
     distinct,
     entropy,
     judge,
@@ -37,6 +38,14 @@ def test_counts_by_hand() -> None:
     assert distinct([looped, ["a", "c"]], 1) == pytest.approx(3 / 10)
     assert distinct([looped, ["a", "c"]], 2) == pytest.approx(3 / 8)  # ab, ba, ac of 7 + 1
     assert distinct([["a"], []], 2) is None
+
+
+def test_loops_compress_and_noise_does_not() -> None:
+    rng = random.Random(0)
+    noise = "".join(rng.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+-", k=2000))
+    assert compression([noise]) < 1.4
+    assert compression(["a b " * 500]) > 50
+    assert compression(["x" * 100] * 3) > compression(["x" * 100])
 
 
 def test_self_bleu_is_sacrebleus() -> None:

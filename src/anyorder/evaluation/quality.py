@@ -4,6 +4,7 @@
 - rep-n (Welleck et al., arXiv 1908.04319): 1 minus different n-grams over n-grams within a sample,
   averaged over samples.
 - self-BLEU (Zhu et al., Texygen, arXiv 1802.01886): BLEU-4 of each sample against all the others.
+- compression: bytes of all samples over what zlib makes of them; loops compress best.
 - entropy of a sample's own word frequencies in nats, averaged over samples.
 - generative perplexity: exp of the mean negative log-likelihood per token under a judge.
 
@@ -19,8 +20,9 @@ import itertools
 import math
 import re
 import statistics
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -51,6 +53,7 @@ class Quality:
     distinct_1: float | None
     distinct_2: float | None
     rep_4: float | None
+    compression: float
     self_bleu: float | None
     """0 to 100."""
 
@@ -67,6 +70,7 @@ def quality(samples: Seq[Sample]) -> Quality:
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
         rep_4=statistics.fmean(repetitions) if repetitions else None,
+        compression=compression(sample.text for sample in samples),
         self_bleu=self_bleu(texts[:_SELF_BLEU_SAMPLES]) if len(texts) > 1 else None,
     )
 
@@ -92,6 +96,12 @@ def repetition(text: Seq[str], order: int) -> float:
     """1 minus different n-grams over n-grams of one text, which has at least one."""
     found = _ngrams(text, order)
     return 1.0 - len(set(found)) / len(found)
+
+
+def compression(texts: Iterable[str]) -> float:
+    """How many times shorter zlib makes the texts, one to a line."""
+    data = "\n".join(texts).encode()
+    return len(data) / len(zlib.compress(data, level=9))
 
 
 def self_bleu(texts: Seq[Seq[str]]) -> float:

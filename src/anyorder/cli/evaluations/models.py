@@ -50,7 +50,7 @@ def as_trainee(loaded: LoadedModel) -> Trainee:
 
     network = loaded.network
     assert isinstance(network, torch.nn.Module), "every loaded network is one"
-    return Trainee(network=network, abilities=loaded.abilities)
+    return Trainee(network=network, abilities=loaded.abilities, tokenizer=loaded.tokenizer)
 
 
 def controls(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:

@@ -83,6 +83,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         Column(key="perplexity", title="gen. perplexity"),
         Column(key="entropy", title="entropy"),
         Column(key="rep_4", title="rep-4", digits=3),
+        Column(key="compression", title="zlib"),
         Column(key="distinct_1", title="distinct-1", digits=3),
         Column(key="distinct_2", title="distinct-2", digits=3),
         Column(key="self_bleu", title="self-BLEU", digits=1),

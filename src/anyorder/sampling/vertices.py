@@ -22,8 +22,9 @@ from anyorder.core.packing import document_starts
 from anyorder.sampling.chain_rule import predicted
 from anyorder.sampling.subsets import count, units
 
-_TABLE = 1 << 22
-"""Most transitions [D, L, L] that are looked at together."""
+_TABLE = 1 << 18
+"""Most transitions [D, L, L] that are looked at together: of documents of about the same size, and
+few enough for a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -70,24 +70,24 @@ class Dag(Objective):
         if self.glancing:
             paths_DK, num_wrong_D = _mistakes(model, graphs, memory)
             ratio = self.first_ratio + (self.last_ratio - self.first_ratio) * batch.progress
-            units_DK = torch.arange(len(paths_DK), device=paths_DK.device)[:, None].expand_as(
-                paths_DK
-            )
+            units_D1 = torch.arange(len(paths_DK), device=paths_DK.device)[:, None]
             sizes_D = (ratio * num_wrong_D).round().long()
-            shown_DK = random_subsets(graphs.tokens_DK, units_DK, sizes_D, rng)
+            shown_DK = random_subsets(graphs.tokens_DK, units_D1.expand_as(paths_DK), sizes_D, rng)
         hidden_MW, emissions_MK, _ = _predict(model, graphs, memory, paths_DK, shown_DK)
         total = hidden_MW.sum() * 0.0  # with a gradient, where there is no text at all
         for part in graphs.parts():
             links_DLL, emissions_DKL = _tables(model, graphs, part, hidden_MW, emissions_MK)
-            total = (
-                total
-                - log_likelihood(
-                    links_DLL,
-                    _forced(emissions_DKL, graphs.texts_DK[part], paths_DK[part], shown_DK[part]),
-                    graphs.num_tokens_D[part],
-                    graphs.num_vertices_D[part],
-                ).sum()
+            given = (
+                tensor_DK[part, : emissions_DKL.shape[1]]
+                for tensor_DK in (graphs.texts_DK, paths_DK, shown_DK)
             )
+            found_D = log_likelihood(
+                links_DLL,
+                _forced(emissions_DKL, *given),
+                graphs.num_tokens_D[part],
+                graphs.num_vertices_D[part],
+            )
+            total = total - found_D.sum()
         return Loss(
             total=total,
             weight=float(graphs.num_tokens_D.sum()),
@@ -131,12 +131,13 @@ def _tables(
     hidden_MW: torch.Tensor,
     emissions_MK: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Links [D, L, L] and emissions [D, K, L] of some documents."""
+    """Links [D, L, L] and emissions [D, K, L] of some documents; K and L are their own longest."""
     sizes = graphs.num_vertices_D.tolist()
     first, last = sum(sizes[: part.start]), sum(sizes[: part.stop])
+    longest = int(graphs.num_tokens_D[part].max())
     hidden_DLW, emissions_DLK = (
         pad_sequence(list(torch.split(tensor[first:last], sizes[part])), batch_first=True)
-        for tensor in (hidden_MW, emissions_MK)
+        for tensor in (hidden_MW, emissions_MK[:, :longest])
     )
     links_DLL = model.links(hidden_DLW, graphs.num_vertices_D[part])
     return links_DLL, emissions_DLK.transpose(1, 2)
@@ -165,7 +166,7 @@ def _mistakes(
     vertices [D] would rather emit another token."""
     nothing_DK = torch.zeros_like(graphs.texts_DK)
     hidden_MW, emissions_MK, tops_M = _predict(model, graphs, memory, nothing_DK, nothing_DK.bool())
-    paths, nums_wrong = [nothing_DK[:0]], [graphs.num_tokens_D[:0]]
+    paths_DK, nums_wrong = nothing_DK.clone(), [graphs.num_tokens_D[:0]]
     for part in graphs.parts():
         links_DLL, emissions_DKL = _tables(model, graphs, part, hidden_MW, emissions_MK)
         path_DK = best_paths(
@@ -176,7 +177,7 @@ def _mistakes(
         before_D = graphs.num_vertices_D[part].cumsum(0) - graphs.num_vertices_D[part]
         tops_DK = tops_M[first + before_D[:, None] + path_DK]
         reached_DK = emissions_DKL.gather(2, path_DK[:, :, None])[:, :, 0]
-        wrong_DK = graphs.tokens_DK[part] & (reached_DK < tops_DK)
-        paths.append(path_DK)
+        wrong_DK = graphs.tokens_DK[part, : path_DK.shape[1]] & (reached_DK < tops_DK)
+        paths_DK[part, : path_DK.shape[1]] = path_DK
         nums_wrong.append(wrong_DK.sum(dim=1))
-    return torch.cat(paths), torch.cat(nums_wrong)
+    return paths_DK, torch.cat(nums_wrong)

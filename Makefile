@@ -53,10 +53,10 @@ lint: $(READY) ## ruff, and its formatter as a check
 types: $(READY) ## mypy --strict on src
 	$(BIN)/mypy
 
-docs: $(READY) ## write docs/methods.md
+docs: $(READY) ## write the generated pages of docs
 	$(BIN)/python scripts/generate_docs.py
 
-docs-check: $(READY) ## fail if docs/methods.md is stale
+docs-check: $(READY) ## fail if a generated page of docs is stale
 	$(BIN)/python scripts/generate_docs.py --check
 
 model: $(READY) ## fetch the default model, once

@@ -1,7 +1,7 @@
-"""Write docs/methods.md from the methods themselves; with --check, only say whether it is current.
+"""Write docs/methods.md and docs/recipes.md; with --check, only say whether they are current.
 
-Everything in the page comes from a method's docstrings, fields and class attributes, and from the
-fields of `Request`. There is no second place to keep up to date.
+Everything in the pages comes from docstrings, fields and class attributes of methods, objectives,
+kinds of networks, `Request` and `Recipe`. There is no second place to keep up to date.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import difflib
 import importlib
 import inspect
 import sys
+import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import anyorder.methods
@@ -19,8 +21,10 @@ from anyorder.core import lookup
 from anyorder.core.options import Option, describe
 from anyorder.core.request import Request
 from anyorder.methods import MethodInfo
+from anyorder.training.config import Recipe
+from anyorder.training.readers import Source
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """\
 # Decoding methods
 
@@ -38,6 +42,16 @@ Fields of `anyorder.Request`, and keywords of `engine.generate`. Fields that tak
 objects are described in `core/request.py`: {others}.
 """
 
+RECIPES_HEAD = """\
+# Recipes
+
+<!-- Written by scripts/generate_docs.py. Edit the sources instead, then run `make docs`. -->
+
+A recipe is a TOML file that says what `anyorder train` does. [training.md](training.md) shows how;
+these are all the fields. A misspelt one is refused with the nearest name. Paths are seen from the
+recipe's own folder.
+"""
+
 
 def spelled(default: object) -> str:
     """A default as it is written on the command line."""
@@ -45,6 +59,8 @@ def spelled(default: object) -> str:
         return "(required)"
     if default is None or isinstance(default, bool):
         return str(default).lower()
+    if default == ():
+        return "(empty)"
     if isinstance(default, float):
         return f"{default:g}"
     return str(default) or "(empty)"
@@ -55,7 +71,8 @@ def option_table(options: tuple[Option, ...]) -> str:
     rows = ["| option | allowed | default | |", "|---|---|---|---|"]
     for option in options:
         default = option.default if option.folder is None else lookup.name_of(option.default)
-        cells = [f"`{option.name}`", option.allowed, spelled(default), option.description]
+        allowed = "a list" if option.kind is object else option.allowed
+        cells = [f"`{option.name}`", allowed, spelled(default), option.description]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -85,8 +102,8 @@ def part_section(option: Option, name: str) -> str:
     return "\n".join(parts)
 
 
-def page() -> str:
-    """The whole page."""
+def methods_page() -> str:
+    """docs/methods.md"""
     found = anyorder.methods.methods()
     rows = ["| method | | needs | exact |", "|---|---|---|---|"]
     for method in found:
@@ -101,29 +118,88 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main(arguments: list[str], path: Path = PAGE) -> int:
-    """Write the page, or with --check compare it; 1 if it is stale."""
+def found_section(folder: str, name: str, kind: str) -> str:
+    """An objective or a kind of network: its module's docstring and its options."""
+    cls = lookup.find(folder, name, kind=kind)
+    module = importlib.import_module(cls.__module__)
+    place = f"../src/anyorder/{folder}/{name}.py"
+    parts = [f"### [{name}]({place})\n", f"{inspect.getdoc(module)}\n"]
+    options = describe(cls)
+    if options:
+        parts.append(option_table(options))
+    for option in options:
+        for inner in lookup.names(option.folder) if option.folder is not None else ():
+            parts.append(part_section(option, inner).replace("### ", "#### ", 1))
+    return "\n".join(parts)
+
+
+def objective_table(names: tuple[str, ...]) -> str:
+    """One row per objective."""
+    rows = ["| objective | needs | |", "|---|---|---|"]
+    for name in names:
+        cls = lookup.find("training/objectives", name, kind="objective")
+        needs = ["a mask token"] * cls.needs_mask_token
+        if cls.needs_teacher is not False:  # or a property: its options decide
+            needs.append("a teacher" if cls.needs_teacher is True else "perhaps a teacher")
+        summary = (inspect.getdoc(cls) or "").splitlines()[0]
+        rows.append(f"| [{name}](#{name}) | {', '.join(needs)} | {summary} |")
+    return "\n".join(rows) + "\n"
+
+
+def recipes_page() -> str:
+    """docs/recipes.md"""
+    hints = typing.get_type_hints(Recipe)
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    parts = [RECIPES_HEAD]
+    for name in fields:
+        cls = next((c for c in (hints[name], *typing.get_args(hints[name])) if is_section(c)), None)
+        if cls is None:
+            continue
+        title = (cls.__doc__ or "").splitlines()[0].partition(": ")[2]
+        if name == "model":
+            parts.append("## [model]: the network\n\n`kind` says which one, decoder unless told.\n")
+            names = lookup.names("training/networks")
+            parts += [found_section("training/networks", kind, "kind") for kind in names]
+        elif name == "objective":
+            parts.append("## [objective]: what is learnt\n\n`name` says which one.\n")
+            names = lookup.names("training/objectives")
+            parts.append(objective_table(names))
+            parts += [found_section("training/objectives", each, "objective") for each in names]
+        else:
+            parts += [f"## [{name}]: {title}\n", option_table(describe(cls))]
+        if name == "data":
+            parts.append("A source is a path, or a table with these fields:\n")
+            parts.append(option_table(describe(Source)))
+    return "\n".join(parts)
+
+
+def is_section(hint: object) -> bool:
+    """Is it the class of a recipe's section?"""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+PAGES: dict[str, Callable[[], str]] = {"methods.md": methods_page, "recipes.md": recipes_page}
+
+
+def main(arguments: list[str], folder: Path = DOCS) -> int:
+    """Write the pages, or with --check compare them; 1 if one is stale."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if stale")
     check = parser.parse_args(arguments).check
-    new = page()
-    old = path.read_text("utf-8") if path.exists() else ""
-    if check:
-        difference = difflib.unified_diff(
-            old.splitlines(),
-            new.splitlines(),
-            "docs/methods.md",
-            "what the source says",
-            lineterm="",
-        )
-        for line in difference:
-            print(line, file=sys.stderr)
-        if old != new:
-            print("docs/methods.md is stale; run `make docs`.", file=sys.stderr)
-        return int(old != new)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(new, "utf-8")
-    return 0
+    stale = 0
+    for name, page in PAGES.items():
+        path, new = folder / name, page()
+        old = path.read_text("utf-8") if path.exists() else ""
+        if not check:
+            folder.mkdir(exist_ok=True)
+            path.write_text(new, "utf-8")
+        elif old != new:
+            lines = (old.splitlines(), new.splitlines(), f"docs/{name}", "what the source says")
+            for line in difflib.unified_diff(*lines, lineterm=""):
+                print(line, file=sys.stderr)
+            print(f"docs/{name} is stale; run `make docs`.", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -29,13 +29,14 @@ LAYERS: dict[str, set[str]] = {
     "training/objectives": {"core", "sampling"},
     "engine": {"core", "model", "cache", "sampling"},
     "training": {"core", "model", "sampling"},
+    "training/networks": {"core", "model", "sampling", "training"},
     "evaluation": {"core", "engine", "training/objectives"},
     "serving": {"core", "engine"},
     "cli": {"*"},
     "playground": set(),
 }
 # A file of these folders imports none of its neighbours: each is complete by itself.
-NO_NEIGHBOURS = ("methods", "drafters", "training/objectives")
+NO_NEIGHBOURS = ("methods", "drafters", "training/objectives", "training/networks")
 SETTINGS = "model/settings.py"
 HEAVY = ("torch", "transformers", "llguidance", "numpy")
 CORE_EXCEPTIONS = {

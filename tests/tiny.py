@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import torch
 
-from anyorder.core.method import Abilities
+from anyorder.core.method import Abilities, TextRules
 from anyorder.engine.engine import Engine
 from anyorder.model.config import LayerConfig, ModelConfig, Rope
-from anyorder.model.loaded import LoadedModel
+from anyorder.model.encoder_decoder import EncoderDecoder
+from anyorder.model.loaded import LoadedModel, abilities_of
 from anyorder.model.transformer import Transformer
 
 VOCABULARY = 61
@@ -39,6 +41,13 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
+def tiny_encoder_decoder_config(**changes: Any) -> ModelConfig:
+    """`tiny_config` with an encoder of the same kind."""
+    own = {"length_classes", "text_rules"}
+    encoder = tiny_config(**{name: value for name, value in changes.items() if name not in own})
+    return tiny_config(**changes, encoder=encoder)
+
+
 @functools.cache
 def tiny_model(seed: int = 0, *, tokenizer: Any = None, ends: bool = True) -> LoadedModel:
     """A random model in float64, so that results can be compared exactly."""
@@ -51,6 +60,22 @@ def tiny_model(seed: int = 0, *, tokenizer: Any = None, ends: bool = True) -> Lo
         end_tokens=frozenset({END} if ends else ()),
     )
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+@functools.cache
+def tiny_encoder_decoder(
+    *, ends: bool = True, text_rules: TextRules | None = None, **changes: Any
+) -> LoadedModel:
+    """A random encoder-decoder in float64 whose texts begin with token 1."""
+    rules = text_rules or TextRules(start_tokens=(1,))
+    config = tiny_encoder_decoder_config(text_rules=rules, **changes)
+    network = EncoderDecoder.random(config, seed=0, dtype=torch.float64)
+    for layer in network.layers:  # else a tied head repeats the last token, whatever the source
+        layer.cross.out.weight.mul_(6.0)
+    abilities = dataclasses.replace(
+        abilities_of("tiny", config, None), end_tokens=frozenset({END} if ends else ())
+    )
+    return LoadedModel(network=network, abilities=abilities)
 
 
 def tiny_engine(**changes: Any) -> Engine:

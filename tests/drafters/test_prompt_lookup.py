@@ -18,12 +18,20 @@ from anyorder.drafters.prompt_lookup import PromptLookup
 
 
 class Prompted:
-    def __init__(self, prompt: list[int]) -> None:
+    """A request and its sequence, as far as the drafter looks at them."""
+
+    def __init__(self, prompt: list[int], source: list[int]) -> None:
         self.prompt = prompt
+        self.memory = Encoded(source) if source else None
 
 
-def open_session(prompt: list[int], **options: int) -> Any:
-    anything: Any = Prompted(prompt)
+class Encoded:
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+
+def open_session(prompt: list[int], source: list[int] | None = None, **options: int) -> Any:
+    anything: Any = Prompted(prompt, source or [])
     return PromptLookup(**options).open(anything, sequence=anything, coupled=True)
 
 
@@ -101,3 +109,16 @@ def test_a_text_that_repeats_itself_takes_few_passes() -> None:
     assert fast.report.num_forward_passes < 30 / 2
     assert fast.report.mean_accepted_length is not None
     assert fast.report.mean_accepted_length > 2
+
+
+def test_behind_an_encoder_it_looks_into_the_source() -> None:
+    source, text = [5, 6, 7, 8, 9, 6, 4], [1, 5, 6]
+    session = open_session([1], source)
+    assert proposal(session, text, 3).tokens == [7, 8, 9]
+    # The text itself is looked into as ever, and its latest occurrence wins.
+    assert proposal(session, [*text, 7, 2, 3, 6, 7], 2).tokens == [2, 3]
+    assert not proposal(open_session([1]), text, 3).tokens
+    whole = [*source, *text, 7, 2, 3, 6]
+    grade, expected = naive(whole, 4, 8, 1)
+    again = proposal(open_session([1], source), whole[len(source) :], 4)
+    assert (again.grade, again.tokens) == (grade, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from tests.tiny import tiny_engine, tiny_model
@@ -10,9 +11,17 @@ from tests.training.objectives.closed_forms import closed_form
 from tests.training.objectives.toys import ToyModel, pack, repeat, tiniest_model, toy_model, words
 
 from anyorder.core.errors import UserError
-from anyorder.evaluation.likelihood import Likelihood, bound, chain_rule
+from anyorder.evaluation.likelihood import (
+    Likelihood,
+    bound,
+    chain_rule,
+    likelihood,
+    trained_with,
+)
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
+from anyorder.training.objectives.encoder_decoder import EncoderDecoder
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
+from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
 
 
@@ -82,3 +91,33 @@ def test_what_cannot_be_estimated_is_refused() -> None:
 def test_units() -> None:
     found = Likelihood(nats=math.log(8), standard_error=0.0, num_tokens=1, exact=True)
     assert found.bits == pytest.approx(3) and found.perplexity == pytest.approx(8)
+
+
+def test_what_a_model_can_do_says_how_its_likelihood_is_told() -> None:
+    abilities = toy_model().abilities
+    both_ways = replace(abilities, attention=frozenset({"bidirectional"}))
+    expected = {
+        abilities: NextToken(),
+        replace(abilities, source_length=9): EncoderDecoder(),
+        both_ways: MaskedDiffusion(),
+        replace(both_ways, block_size=4): BlockDiffusion(block_size=4),
+        replace(both_ways, mask_token=None): UniformDiffusion(),
+    }
+    assert {key: trained_with(key) for key in expected} == expected
+    with pytest.raises(UserError, match="measure it with --task translation"):
+        trained_with(replace(both_ways, source_length=9))
+
+
+def test_progress_is_told_over_all_draws() -> None:
+    told: list[tuple[int, int]] = []
+    batches = [pack([[1, 2, 3]]), pack([[4, 5]])]
+    found = likelihood(
+        toy_model(),
+        batches,
+        MaskedDiffusion(),
+        num_draws=3,
+        progress=lambda stage, done, total: told.append((done, total)),
+    )
+    assert told == [(done, 6) for done in range(1, 7)] and not found.exact
+    assert found == bound(toy_model(), MaskedDiffusion(), batches, num_draws=3)
+    assert found.perplexity_error == pytest.approx(found.perplexity * found.standard_error)

@@ -84,7 +84,11 @@ SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"
 @functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
     """The tiny model with what any method may need: further prediction heads."""
-    model = tiny_model(ends=ends)
+    return with_heads(tiny_model(ends=ends))
+
+
+def with_heads(model: LoadedModel) -> LoadedModel:
+    """The model with three further prediction heads."""
     base = model.network
     assert isinstance(base, Transformer)
     sizes = {"width": base.config.width, "vocabulary": VOCABULARY}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
@@ -32,7 +33,6 @@ from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError, UserError
 from anyorder.core.forward import CAUSAL, Attention, Explicit, Tree
 from anyorder.engine.engine import Engine
-from anyorder.model.drafters.eagle import Eagle
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.loaded import LoadedModel, load, load_draft
 
@@ -219,14 +219,15 @@ def test_the_embedding_is_shared_and_the_type_is_the_targets(
     target_folder: Path, tmp_path: Path
 ) -> None:
     target = load(target_folder, dtype="bfloat16", device="cpu")
-    network = load_draft(write_eagle(tmp_path / "eagle"), target)["draft"].network
-    assert isinstance(network, Eagle) and isinstance(network.embedding, torch.nn.Embedding)
-    assert network.embedding is target.network.embedding  # type: ignore[attr-defined]
-    assert network.dtype == torch.bfloat16
-    dflash: Any = load_draft(write_dflash(tmp_path / "dflash"), target)["draft"].network
-    size = sum(parameter.numel() for parameter in dflash.parameters())
-    stored = sum(tensor.numel() for tensor in read(tmp_path / "dflash").values())
-    assert size == stored and dflash.dtype == torch.bfloat16
+    for write, names in ((write_eagle, {"d2t", "t2d"}), (write_dflash, set())):
+        folder = write(tmp_path / write.__name__)
+        drafter: Any = load_draft(folder, target)["draft"].network
+        size = sum(parameter.numel() for parameter in drafter.parameters())
+        stored = sum(t.numel() for name, t in read(folder).items() if name not in names)
+        assert size == stored and drafter.dtype == torch.bfloat16
+        # Not even a copy has a target of its own.
+        for each in (drafter, copy.deepcopy(drafter)):
+            assert each._host.target is target.network
 
 
 # ----------------------------------------------------------------------------------------- refusals

@@ -24,6 +24,7 @@ def make_row():
         outputs=TOKEN,
         end_tokens=frozenset({2}),
         banned=(),
+        forced=frozenset(),
         guide=None,
         given=None,
         **controls,
@@ -36,6 +37,7 @@ def make_row():
             draw=draw,
             end_tokens=end_tokens,
             banned=banned,
+            forced=forced,
             guide=guide,
             given=given,
         )

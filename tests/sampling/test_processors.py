@@ -13,6 +13,7 @@ from anyorder.sampling.processors import edit, edits, nothing_left, unpack_bits
 
 SIZE = 200
 NUM_PROMPT = 12
+LENGTH = 30
 
 
 def bias(scores, history, controls):
@@ -56,6 +57,11 @@ def min_new(scores, history, controls):
         scores[2] = -torch.inf
 
 
+def forced(scores, history, controls):
+    for token in range(SIZE):
+        scores[token] = 0.0 if token in controls["forced"] else -torch.inf
+
+
 DEFINITIONS = {
     "LogitBias": (bias, [{"logit_bias": {3: 2.5, 199: -1.0}}, {"logit_bias": {0: 1.0}}]),
     "RepetitionPenalty": (
@@ -74,6 +80,7 @@ DEFINITIONS = {
         ],
     ),
     "MinNewTokens": (min_new, [{"min_new_tokens": 40}, {"min_new_tokens": 18}]),
+    "Forced": (forced, [{"forced": frozenset({7})}, {"forced": frozenset({2, 199})}]),
 }
 
 
@@ -137,6 +144,14 @@ THEIRS = {
         {"logit_bias": {5: 2.0, 6: -3.5}},
         theirs.SequenceBiasLogitsProcessor({(5,): 2.0, (6,): -3.5}),
     ),
+    "forced first": (
+        {"forced": frozenset({7})},
+        theirs.ForcedBOSTokenLogitsProcessor(7),
+    ),
+    "forced last": (
+        {"forced": frozenset({2, 5}), "min_new_tokens": 40},
+        theirs.ForcedEOSTokenLogitsProcessor(LENGTH + 1, [2, 5]),
+    ),
     "min new": (
         {"min_new_tokens": 20},
         theirs.MinNewTokensLengthLogitsProcessor(NUM_PROMPT, 20, [2]),
@@ -151,7 +166,8 @@ THEIRS = {
 @pytest.mark.parametrize("name", THEIRS)
 def test_transformers(name, make_row, random_logits, random_histories):
     controls, processor = THEIRS[name]
-    histories, logits = random_histories(20), random_logits(20)
+    length = 1 if name == "forced first" else LENGTH
+    histories, logits = random_histories(20, length), random_logits(20)
     rows = [
         make_row(history=history, num_prompt=NUM_PROMPT, **controls)
         for history in histories.tolist()

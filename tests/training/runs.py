@@ -13,7 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from anyorder.core.objective import TrainingBatch
 from anyorder.training.config import Recipe, build_recipe
+from anyorder.training.distributed import team_of
 from anyorder.training.setup import TrainingData
+from anyorder.training.trainer import Trainer
 
 LENGTH = 12
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -27,8 +29,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def sections(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """SECTIONS with some fields changed."""
-    return {name: {**fields, **changes.get(name, {})} for name, fields in SECTIONS.items()}
+    """SECTIONS with some fields changed, and further sections."""
+    return {
+        name: {**SECTIONS.get(name, {}), **changes.get(name, {})}
+        for name in {**SECTIONS, **changes}
+    }
 
 
 def small_recipe(output: Path, **changes: Mapping[str, Any]) -> Recipe:
@@ -73,10 +78,12 @@ class MemorySequences:
         rows = torch.randint(self.num_sequences, (batch_size,), generator=rng)
         tokens_BT = self.tokens_ST[rows]
         first_B1 = torch.randint(1, self.length - 1, (batch_size, 1), generator=rng)
+        targets_BT = torch.arange(self.length).expand_as(tokens_BT) >= first_B1
+        share = slice(batch_size // world_size * rank, batch_size // world_size * (rank + 1))
         return TrainingBatch(
-            tokens_BT=tokens_BT,
-            documents_BT=torch.zeros_like(tokens_BT),
-            targets_BT=torch.arange(self.length).expand_as(tokens_BT) >= first_B1,
+            tokens_BT=tokens_BT[share],
+            documents_BT=torch.zeros_like(tokens_BT[share]),
+            targets_BT=targets_BT[share],
         )
 
 
@@ -89,3 +96,16 @@ def memory_data(folder: Path, *, held_out: bool = True) -> TrainingData:
         validation=MemorySequences(tokens_ST=tokens_ST[40:]) if held_out else None,
         tokenizer_folder=byte_tokenizer(folder / "tokenizer"),
     )
+
+
+def train_cases(
+    rank: int, size: int, meeting: Path, folder: Path, cases: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Recipes that differ from the small one as told, one after the other, each in a team of its
+    own."""
+    data = memory_data(folder / f"process{rank}")
+    for name, changes in cases.items():
+        recipe = small_recipe(folder / "two" / name, **changes)
+        with team_of(recipe, rank=rank, size=size, meeting=meeting.with_name(name)) as team:
+            Trainer(recipe, data=data, team=team).run()
+    return "done"

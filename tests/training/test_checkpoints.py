@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,27 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, num_bytes: int) -
     place = latest(tmp_path)
     assert place is not None
     assert torch.equal(read_checkpoint(place).weights["a.weight"], first.weights["a.weight"])
+
+
+def test_a_run_that_fills_the_disk_goes_on_exactly_when_there_is_space(tmp_path: Path) -> None:
+    whole = train(tmp_path, "whole")
+    data = memory_data(tmp_path)
+    recipe = small_recipe(tmp_path / "full", **CHANGES)
+    run = Trainer(recipe, data=data)
+    with ExitStack() as stack:
+
+        def fill(metrics: StepMetrics) -> None:
+            if metrics.step == 4:
+                stack.enter_context(disk_full_after(20_000))
+
+        run._watch = fill
+        with pytest.raises(UserError, match=r"cannot save .*step-00000006.*Free some space"):
+            run.run()
+    assert latest(tmp_path / "full" / "checkpoints") == (
+        tmp_path / "full" / "checkpoints" / "step-00000003"
+    )
+    assert not (tmp_path / "full" / "model").exists()
+    assert train(tmp_path, "full") == whole
 
 
 def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path: Path) -> None:

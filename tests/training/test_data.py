@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from tests.model.small_tokenizers import CORPUS
 
-from anyorder.core.errors import UserError
+from anyorder.core.errors import UnknownName, UserError
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training import token_store
 from anyorder.training.data import PackedDataset, prepare, shuffled
@@ -220,7 +221,7 @@ def test_refused(source: Source, tokenizer: Tokenizer, tmp_path: Path) -> None:
         prepare([], tokenizer, cache, length=LENGTH)
     with pytest.raises(UserError, match="length must be at least 2"):
         prepare([source], tokenizer, cache, length=1)
-    with pytest.raises(UserError, match="validation from 0 to below 1, got 16 and 1"):
+    with pytest.raises(UserError, match=r"sum is below 1, got 1\.0 and 0\.0"):
         prepare([source], tokenizer, cache, length=LENGTH, validation=1.0)
     with pytest.raises(UserError, match=r"none of .* documents is for validation"):
         prepare([source], tokenizer, cache, length=LENGTH, part="validation")
@@ -331,3 +332,35 @@ def test_skipped_lines_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None
     ).statistics.sources
     assert statistics.num_documents == 1 and statistics.num_skipped == 9
     assert len(statistics.problems) == 5 and "line 2 is not valid JSON" in statistics.problems[0]
+
+
+def test_whole_titles_are_held_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "books.jsonl"
+    rows = [(title, f"{title} {n}") for title in ("Emma", "Persuasion", "Emma 2") for n in range(9)]
+    file.write_text("".join(json.dumps({"title": a, "text": b}) + "\n" for a, b in rows))
+
+    def part(name: Any, **fields: Any) -> list[list[int]]:
+        source = Source(path=str(file), format="jsonl", **fields)
+        data = prepare([source], tokenizer, tmp_path, length=999, validation=0.01, part=name)
+        return pieces(data)
+
+    held_out = [tokenizer.decode(piece) for piece in part("validation", hold_out=("Emma",))]
+    assert sorted(held_out) == [f"Emma {n}" for n in range(9)]
+    assert len(part("train", hold_out=("Emma",))) == 18
+    assert len(part("validation", hold_out=("Emma", "Persuasion"))) == 18
+    with pytest.raises(UnknownName, match=r"unknown title to hold out 'Ema'.*did you mean 'Emma'"):
+        part("train", hold_out=("Ema",))
+
+
+def test_files_are_held_out_by_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"text of {name}\n\nsecond paragraph of {name}\n")
+    for kind, count in (("text", 1), ("paragraphs", 2)):
+        source = Source(path=str(tmp_path), format=kind, hold_out=("b.txt",))  # type: ignore[arg-type]
+        data = prepare(
+            [source], tokenizer, tmp_path / kind, length=999, validation=0.5, part="validation"
+        )
+        texts = [tokenizer.decode(piece) for piece in pieces(data)]
+        assert len(texts) == count and all("b.txt" in text for text in texts)
+    with pytest.raises(UserError, match="hold_out does nothing at validation 0"):
+        prepare([source], tokenizer, tmp_path, length=999)

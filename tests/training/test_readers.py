@@ -161,3 +161,10 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert first.fingerprint() != Source(path=first.path, format="paragraphs").fingerprint()
     (tmp_path / "b" / "x.txt").write_text("sane")
     assert first.fingerprint() != second.fingerprint()
+
+
+def test_chats_that_begin_alike_stay_together() -> None:
+    asked = {"role": "user", "content": "Why?"}
+    chats = [Document(messages=(asked, {"role": "assistant", "content": a})) for a in "xy"]
+    assert chats[0].key == chats[1].key == "Why?"
+    assert Document(messages=({"role": "assistant", "content": "Hello."},)).key == "Hello."

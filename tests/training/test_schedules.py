@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from anyorder.training.config import ScheduleRecipe
 from anyorder.training.schedules import factor
+from anyorder.training.sections import ScheduleRecipe
 
 STEPS = 40
 

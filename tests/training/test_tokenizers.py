@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.model.small_tokenizers import CHATML, CORPUS
+from tests.model.small_tokenizers import CHATML, CORPUS, byte_level, metadata, sentencepiece
+from tokenizers import Tokenizer as Backend
 
 from anyorder.core.errors import UserError
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder
-from anyorder.training.tokenizers import CONTROL, train_tokenizer
+from anyorder.training.tokenizers import CONTROL, train_tokenizer, unpack_tokenizer
 
 TURNS = ("<|im_start|>", "<|im_end|>")
 
@@ -120,3 +122,54 @@ def test_template_that_rewrites_the_past(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="lays out 2 messages differently when more follow"):
         Encoder.of(tokenizer).encode(Document(messages=messages))
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentencepiece])
+def test_a_gguf_files_tokenizer_as_a_folder(kind: Callable[[], Backend], tmp_path: Path) -> None:
+    described = {**metadata(kind()), "tokenizer.chat_template": CHATML}
+    unpack_tokenizer(described, tmp_path)
+    expected, found = Tokenizer.from_gguf(described), Tokenizer.from_folder(tmp_path)
+    for text in (*CORPUS, "<|im_start|> and <s>"):
+        for parse_special in (False, True):
+            ids = expected.encode(text, parse_special=parse_special)
+            assert found.encode(text, parse_special=parse_special) == ids
+        assert found.decode(ids) == expected.decode(ids)
+    assert found.end_tokens == expected.end_tokens and found.bos_token == expected.bos_token
+    assert found.control_tokens == expected.control_tokens and found.chat_template == CHATML
+    assert found.differs(expected) is None
+
+
+# ----------------------------------------------------------------------------------- infill tokens
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+        ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+        ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ],
+)
+def test_infill_tokens_are_found_by_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(CORPUS, tmp_path, size=300, further=(names[2], *names[:2]))
+    assert tokenizer.infill_tokens == (3, 4, 2)
+    assert not {2, 3, 4} & set(tokenizer.encode("".join(names), parse_special=False))
+
+
+def test_infill_tokens_may_be_ordinary_additions(tmp_path: Path) -> None:
+    """Qwen lists them as added tokens that are not special."""
+    import json
+
+    names = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    train_tokenizer(CORPUS, tmp_path, size=300, further=names)
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text())
+    for token in data["added_tokens"]:
+        token["special"] = token["content"] not in names
+    path.write_text(json.dumps(data))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert not {2, 3, 4} & tokenizer.control_tokens and tokenizer.infill_tokens == (2, 3, 4)
+
+
+def test_two_of_three_infill_tokens_are_none(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert tokenizer.infill_tokens is None
+    further = ("<fim_prefix>", "<fim_suffix>", "<|fim_middle|>")
+    assert train_tokenizer(CORPUS, tmp_path, size=300, further=further).infill_tokens is None

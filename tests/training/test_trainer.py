@@ -44,24 +44,26 @@ def test_the_loss_is_cross_entropy_and_accumulation_changes_nothing(tmp_path: Pa
     gradients = {}
     for accumulation in (1, 2, 4):
         one = trainer(tmp_path, run={"accumulation": accumulation})
-        mean, extras = one._gradient(batch, one._generator(1))
-        gradients[accumulation] = (mean, [p.grad for p in one._network.parameters()])
+        mean, extras = one._gradient(batch, 1)
+        gradients[accumulation] = (mean, [p.grad for p in one._passes.trainee.network.parameters()])
         # The same in torch's own words, row by row.
         total = 0.0
         for tokens_T, targets_T in zip(batch.tokens_BT, batch.targets_BT, strict=True):
-            hidden = one._model.hidden(dense_batch(tokens_T[None]))
-            logits = one._model.logits(hidden)[:-1]
+            hidden = one._passes.trainee.hidden(dense_batch(tokens_T[None]))
+            logits = one._passes.trainee.logits(hidden)[:-1]
             rows = targets_T[1:]
             total += F.cross_entropy(logits[rows], tokens_T[1:][rows], reduction="sum").item()
         assert mean == pytest.approx(total / int(counts.sum()), rel=1e-6)
         assert extras["nats"] == pytest.approx(mean, rel=1e-6)
-    whole = found._loss(batch, found._generator(1))
-    own = torch.autograd.grad(whole.total / whole.weight, list(found._network.parameters()))
+    whole = found._passes.loss(batch, found._generator(1, 0))
+    own = torch.autograd.grad(
+        whole.total / whole.weight, list(found._passes.trainee.network.parameters())
+    )
     for ours, theirs in zip(gradients[1][1], own, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     half = trainer(tmp_path, run={"accumulation": 4, "dtype": "bfloat16"})
-    half._gradient(batch, half._generator(1))
-    for parameter, theirs in zip(half._network.parameters(), own, strict=True):
+    half._gradient(batch, 1)
+    for parameter, theirs in zip(half._passes.trainee.network.parameters(), own, strict=True):
         assert parameter.grad is not None and parameter.grad.dtype == torch.float32
         assert (parameter.grad - theirs).norm() < 0.05 * theirs.norm()
     for accumulation in (2, 4):
@@ -74,7 +76,7 @@ def test_steps_are_those_of_torchs_adamw(tmp_path: Path) -> None:
     """Three steps of the loop against a loop written out."""
     changes = {"run": {"steps": 3, "clip": 0.5}, "schedule": {"name": "constant", "warmup": 0}}
     reference = trainer(tmp_path, "reference", **changes)
-    network = reference._network
+    network = reference._passes.trainee.network
     named = list(network.named_parameters())
     optimizer = torch.optim.AdamW(
         [
@@ -86,14 +88,16 @@ def test_steps_are_those_of_torchs_adamw(tmp_path: Path) -> None:
     )
     for step in range(3):
         batch = reference._data.train.batch(step, batch_size=4)
-        loss = reference._loss(batch, reference._generator(step))
+        loss = reference._passes.loss(batch, reference._generator(step, 0))
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
         optimizer.step()
     ours = trainer(tmp_path, "ours", **changes)
     ours.run()
-    for mine, theirs in zip(ours._network.parameters(), network.parameters(), strict=True):
+    for mine, theirs in zip(
+        ours._passes.trainee.network.parameters(), network.parameters(), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -101,11 +105,11 @@ def test_muon_is_torchs_muon_on_hidden_matrices(tmp_path: Path) -> None:
     changes = {"optimizer": {"name": "muon", "learning_rate": 0.02}}
     run = trainer(tmp_path, **changes)
     name = "layers.0.mlp.down.weight"
-    ours = run._network.get_parameter(name)
+    ours = run._passes.trainee.network.get_parameter(name)
     theirs = torch.nn.Parameter(ours.detach().clone())
     muon = torch.optim.Muon([theirs], lr=0.02, adjust_lr_fn="match_rms_adamw", weight_decay=0.1)
     for step in (1, 2, 3):
-        run._gradient(run._data.train.batch(step, batch_size=4), run._generator(step))
+        run._gradient(run._data.train.batch(step, batch_size=4), step)
         assert ours.grad is not None
         theirs.grad = ours.grad.clone()
         run._optimizer.step(1.0)
@@ -127,9 +131,9 @@ def test_orthogonalize_keeps_singular_vectors() -> None:
 
 def test_muon_treats_fused_matrices_one_by_one_and_leaves_the_embedding(tmp_path: Path) -> None:
     run = trainer(tmp_path, optimizer={"name": "muon", "weight_decay": 0.0})
-    parameter = run._network.get_parameter("layers.1.attention.qkv.weight")
+    parameter = run._passes.trainee.network.get_parameter("layers.1.attention.qkv.weight")
     before = parameter.detach().clone()
-    run._gradient(run._data.train.batch(0, batch_size=4), run._generator(1))
+    run._gradient(run._data.train.batch(0, batch_size=4), 1)
     run._optimizer.step(1.0)
     update = (parameter.detach() - before) / -0.01
     for part, rows in zip(update.split([16, 8, 8]), (16, 8, 8), strict=True):
@@ -139,13 +143,49 @@ def test_muon_treats_fused_matrices_one_by_one_and_leaves_the_embedding(tmp_path
     assert kinds["embedding.weight"] != "momentum" == kinds["layers.1.attention.qkv.weight"]
 
 
+def test_what_decays_and_what_muon_takes(tmp_path: Path) -> None:
+    """Matrices decay, norms and biases do not; tied weights are one parameter."""
+    learned = {"positions": "learned", "kv_heads": None}
+    for tied in (True, False):
+        run = trainer(tmp_path, model={**learned, "tied_embeddings": tied})
+        decayed, others = run._optimizer._adamw.param_groups
+        assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+        assert {p.dim() for p in decayed["params"]} == {2} and len(others["params"]) == 18
+        names = [run._optimizer._names[p] for p in decayed["params"]]
+        assert names.count("embedding.weight") == 1 and "positions.weight" in names
+        assert ("head.weight" in names) is not tied
+    rows = {"name": "muon", "weight_decay": 0.0}
+    run = trainer(tmp_path, model=learned, optimizer=rows)
+    assert all(not group["weight_decay"] for group in run._optimizer._adamw.param_groups)
+    taken = {run._optimizer._names[matrix] for matrix in run._optimizer._muon.state}
+    parts = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    assert taken == {f"layers.{layer}.{part}.weight" for layer in (0, 1) for part in parts}
+
+
+def test_muon_may_take_all_and_nothing_that_is_frozen(tmp_path: Path) -> None:
+    data = memory_data(tmp_path)
+    base = Trainer(small_recipe(tmp_path / "base"), data=data).run()
+    sizes = dict.fromkeys(("width", "layers", "heads", "kv_heads", "mlp_width", "context"))
+    recipe = small_recipe(
+        tmp_path / "out",
+        model={**sizes, "init": str(base)},
+        data={"vocabulary": None},
+        adapter={"rank": 2},
+        optimizer={"name": "muon"},
+    )
+    run = Trainer(recipe, data=data)
+    assert not any(group["params"] for group in run._optimizer._adamw.param_groups)
+    assert len(run._optimizer._muon.state) == len(dict(run._passes.parameters())) == 28
+    run.run()
+
+
 def test_the_running_mean_of_the_weights(tmp_path: Path) -> None:
     changes = {"run": {"ema": 0.5, "steps": 3}}
     run = trainer(tmp_path, **changes)
-    means = {name: p.detach().clone() for name, p in run._network.named_parameters()}
+    means = {name: p.detach().clone() for name, p in run._passes.trainee.network.named_parameters()}
     seen = []
     run._watch = lambda metrics: seen.append(
-        {name: p.detach().clone() for name, p in run._network.named_parameters()}
+        {name: p.detach().clone() for name, p in run._passes.trainee.network.named_parameters()}
     )
     run.run()
     for step, weights in enumerate(seen, 1):
@@ -153,7 +193,7 @@ def test_the_running_mean_of_the_weights(tmp_path: Path) -> None:
         means = {name: decay * means[name] + (1 - decay) * weights[name] for name in means}
     model = load_file(tmp_path / "out" / "model" / "model.safetensors")
     torch.testing.assert_close(model["model.embed_tokens.weight"], means["embedding.weight"])
-    assert not torch.equal(means["embedding.weight"], run._network.embedding.weight)
+    assert not torch.equal(means["embedding.weight"], run._passes.trainee.network.embedding.weight)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "masked_diffusion"])
@@ -256,7 +296,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         return Trainer(recipe, data=data)
 
     start, goal = tuned("tuned"), load_file(Path(init) / "model.safetensors")
-    weight = start._network.embedding.weight
+    weight = start._passes.trainee.network.embedding.weight
     assert torch.equal(weight, goal["model.embed_tokens.weight"]), "fine-tuning starts there"
     start.run()
     assert read_metrics(tmp_path / "tuned" / "metrics.jsonl")[0]["loss"] < math.log(258)

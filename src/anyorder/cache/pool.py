@@ -5,11 +5,10 @@ Memory is reserved, not touched: the operating system backs a page when it is fi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import torch
-
-from anyorder.core.batch import PackedBatch
 
 
 class Pool:
@@ -36,15 +35,15 @@ class Pool:
         ]
         self._views: dict[int, slice] = {}
 
-    def prepare(self, batch: PackedBatch) -> None:
-        """Look at a pass's page tables once, for all layers: pages of a single request that lie one
-        behind the other are read as a view instead of being gathered."""
+    def prepare(self, tables: Iterable[torch.Tensor | None]) -> None:
+        """Look at a pass's page tables [R, P] once, for all layers: pages of a single request that
+        lie one behind the other are read as a view instead of being gathered."""
         self._views = {}
-        for group in batch.groups:
-            if group.pages_RP is not None and group.num_requests == 1:
-                pages = group.pages_RP[0].tolist()
+        for pages_RP in tables:
+            if pages_RP is not None and len(pages_RP) == 1:
+                pages = pages_RP[0].tolist()
                 if pages == list(range(pages[0], pages[0] + len(pages))):
-                    self._views[id(group.pages_RP)] = slice(pages[0], pages[0] + len(pages))
+                    self._views[id(pages_RP)] = slice(pages[0], pages[0] + len(pages))
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor

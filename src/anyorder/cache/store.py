@@ -6,6 +6,8 @@ Positions are reserved before a pass and become resident with it. A page held by
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence as Seq
 
 from anyorder.cache.allocator import OutOfPages, PageAllocator
@@ -52,12 +54,29 @@ class PagedStore:
         child.spans = list(parent.spans)
         child.pages = list(parent.pages[: self.pages_for(parent.num_resident)])
         child.conditions = list(parent.conditions)
+        child.memory = parent.memory
         child.shallow_from = parent.shallow_from
         child.page_keys = list(parent.page_keys)
         child.num_resident = parent.num_resident
         for page in child.pages:
             self._retain(page)
         return child
+
+    def remember(self, sequence: Sequence, tokens: Seq[int], attention: Attention) -> None:
+        """Let an empty sequence stand for tokens that are still to be run, as after preemption."""
+        assert not sequence.length, "only an empty sequence may be given its tokens"
+        sequence.tokens = list(tokens)
+        if not isinstance(attention, Causal):
+            sequence.spans = [Span(start=0, tokens=tuple(tokens), attention=attention)]
+
+    def bind(self, sequence: Sequence, memory: Sequence) -> None:
+        """Let an empty sequence cross-attend to an encoder's."""
+        assert not sequence.length, "what is cached already read something else"
+        sequence.memory = memory
+        # Prefixes are shared only among sequences that read the same.
+        source = array("q", memory.tokens).tobytes()
+        digest = hashlib.blake2b(source, digest_size=16).hexdigest()
+        sequence.salt = f"{memory.salt}\0{digest}"
 
     def release(self, sequence: Sequence) -> None:
         """Give back the sequence's pages and forget its tokens. Idempotent."""

@@ -24,7 +24,8 @@ VERBS = {
     "methods": "the decoding methods and their options",
     "train": "train a model as a recipe says, or go on training it",
     "models": "list, pull, show and remove models",
-    "data": "texts to train on: list and fetch them",
+    "eval": "measure models on held-out text",
+    "data": "texts to train on: list, fetch and synthesize them",
     "doctor": "versions, devices, kernels and folders on this machine",
 }
 

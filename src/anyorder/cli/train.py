@@ -2,7 +2,8 @@
 
 A recipe is a TOML file with the sections [model], [data], [objective], [optimizer], [schedule] and
 [run]. The output folder holds model/ (for `-m` and for transformers), checkpoints/ and
-metrics.jsonl. The same command on an existing output folder continues it from its last checkpoint.
+metrics.jsonl. The same command on an existing output folder continues it from its last checkpoint,
+with any number of processes. torchrun may start the processes too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from anyorder.core.errors import InvalidRequest
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from anyorder.training.config import Recipe
     from anyorder.training.metrics import StepMetrics
 
 _LINE_SECONDS = 10.0
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("recipe", metavar="RECIPE.toml", help="what to train, on what, how")
     add("--output", metavar="DIR", help="output folder [the recipe's, or runs/ and its name]")
     add("--plot", metavar="FILE.svg", help="afterwards, draw loss and learning rate over the steps")
+    add("--processes", metavar="N", type=int, default=1, help="of this machine, for one run [1]")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,34 +42,63 @@ def run(arguments: argparse.Namespace) -> int:
     plot = None if arguments.plot is None else Path(arguments.plot)
     if plot is not None and plot.suffix != ".svg":
         raise InvalidRequest(f"the picture goes to a file ending in .svg, got {str(plot)!r}.")
+    if arguments.processes < 1:
+        raise InvalidRequest(f"--processes must be at least 1, got {arguments.processes}.")
+    recipe = _recipe(arguments.recipe, arguments.output)
+    assert recipe.run.output is not None, "read_recipe gives every recipe an output folder"
+    try:
+        if arguments.processes == 1:
+            folder = train(0, 1, None, arguments.recipe, arguments.output)
+        else:
+            from anyorder.training.distributed import launch
+
+            given = arguments.recipe, arguments.output
+            folder = launch(train, arguments.processes, *given)
+    finally:
+        if plot is not None:
+            from anyorder.evaluation.curves import curves_svg
+            from anyorder.training.metrics import read_metrics
+
+            lines = read_metrics(Path(recipe.run.output) / "metrics.jsonl")
+            if lines:
+                write_text(plot, curves_svg(Path(arguments.recipe).stem, lines))
+    if folder:
+        print(folder)
+    return 0
+
+
+def _recipe(path: str, output: str | None) -> Recipe:
     from anyorder.training.config import read_recipe
 
-    recipe = read_recipe(Path(arguments.recipe))
-    if arguments.output is not None:
-        changed = dataclasses.replace(recipe.run, output=arguments.output)
-        recipe = dataclasses.replace(recipe, run=changed)
-    from anyorder.training.metrics import read_metrics
+    recipe = read_recipe(Path(path))
+    if output is not None:
+        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, output=output))
+    return recipe
+
+
+def train(rank: int, size: int, meeting: Path | None, path: str, output: str | None) -> str:
+    """What one of `size` processes does; the leading one shows it, and returns the finished model's
+    folder."""
+    from anyorder.training.distributed import team_of
     from anyorder.training.trainer import Trainer
 
-    watch = _Bar(recipe.run.steps) if sys.stderr.isatty() else _Lines(recipe.run.steps)
-    preparing = progress()
-    try:
-        trainer = Trainer(recipe, watch=watch.show, progress=preparing)
-    finally:
-        preparing.close()
-    if trainer.step:
-        note(f"going on after step {trainer.step} of {recipe.run.steps}")
-    try:
-        folder = trainer.run()
-    finally:
-        watch.close()
-        lines = read_metrics(trainer.output / "metrics.jsonl")
-        if plot is not None and lines:
-            from anyorder.evaluation.curves import curves_svg
-
-            write_text(plot, curves_svg(Path(arguments.recipe).stem, lines))
-    print(folder)
-    return 0
+    recipe = _recipe(path, output)
+    with team_of(recipe, rank=rank, size=size, meeting=meeting) as team:
+        if not team.leads:
+            Trainer(recipe, team=team).run()
+            return ""
+        watch = _Bar(recipe.run.steps) if sys.stderr.isatty() else _Lines(recipe.run.steps)
+        preparing = progress()
+        try:
+            trainer = Trainer(recipe, watch=watch.show, progress=preparing, team=team)
+        finally:
+            preparing.close()
+        if trainer.step:
+            note(f"going on after step {trainer.step} of {recipe.run.steps}")
+        try:
+            return str(trainer.run())
+        finally:
+            watch.close()
 
 
 class _Lines:

@@ -5,7 +5,8 @@ know where one request ends and the next begins; it gets a list of groups, each 
 of rows that is attended as one padded batch.
 
 Shape suffixes: N packed tokens, R requests in a group, Q queries per request, K keys per request
-(padded to whole pages), P pages per request, H query heads, G key/value heads, D head width.
+(padded to whole pages), P pages per request, H query heads, G key/value heads, D head width,
+S tokens of an encoder, W width.
 """
 
 from __future__ import annotations
@@ -15,6 +16,23 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossMemory:
+    """What a group's tokens read of an encoder: its output, or keys and values made of it."""
+
+    states_RSW: torch.Tensor | None = None
+    """The encoder's output; keys and values are computed from it (training)."""
+    pages_RP: torch.Tensor | None = None
+    """int64; pages of `pool` that hold keys and values of every layer (inference)."""
+    pool: KeyValuePool | None = None
+    """Where `pages_RP` are: the encoder's, not that of the pass."""
+    visible_RQS: torch.Tensor | None = None
+    """bool, its first two dimensions may be 1; which of the group's tokens see which of the
+    encoder's. A token that sees none reads their mean. None: all see all."""
+    masks: dict[object, torch.Tensor | None] = field(default_factory=dict)
+    """Filled by attention, as in AttentionGroup."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +53,8 @@ class AttentionGroup:
     """int64; undefined where `visible_RQK` is false for every query."""
     visible_RQK: torch.Tensor | None
     """bool; None means causal over keys = queries, no past (the fast path)."""
+    memory: CrossMemory | None = None
+    """Decoders behind an encoder: what to cross-attend to."""
     masks: dict[object, torch.Tensor | None] = field(default_factory=dict)
     """Filled by attention: masks shared by all layers of one kind, for the time of this pass."""
 
@@ -62,6 +82,9 @@ class PackedBatch:
     that are there."""
     conditioning: tuple[tuple[int, torch.Tensor], ...] = ()
     """What stretches of rows are conditioned on, by their first row: [rows, any width]."""
+    mixture: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Ids and weights [N, K each]: the network reads weighted sums of these tokens' embeddings, in
+    place of the embeddings of `tokens_N` (training)."""
 
 
 class KeyValuePool(Protocol):
@@ -110,11 +133,15 @@ def dense_batch(
     tokens_BT: torch.Tensor,
     visible_BTT: torch.Tensor | None = None,
     positions_BT: torch.Tensor | None = None,
+    *,
+    memory: CrossMemory | None = None,
 ) -> PackedBatch:
     """B sequences of equal length T from position 0, without a cache: for training and tests.
 
     `visible_BTT` (bool; its first dimension may be 1) says which tokens see which; None is causal.
-    `positions_BT` are other positions, such as those within packed documents.
+    `positions_BT` are other positions, such as those within packed documents. `memory` is what an
+    encoder-decoder's decoder reads of its encoder: `CrossMemory(states_RSW=..., visible_RQS=...)`
+    with the output of `encode`, one row a sequence.
     """
     import torch
 
@@ -129,6 +156,7 @@ def dense_batch(
         query_positions_RQ=positions_BT,
         key_positions_RK=positions_BT,
         visible_RQK=visible_BTT,
+        memory=memory,
     )
     return PackedBatch(
         tokens_N=tokens_BT.flatten(),

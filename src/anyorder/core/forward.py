@@ -297,6 +297,10 @@ class ForwardRequest:
     conditioning: torch.Tensor | None = None
     """[rows, any width] what the network reads beside the tokens, a row for each of them or for
     the first ones; for networks that do."""
+    memory: Sequence | None = None
+    """An encoder's sequence, already run, that `sequence` cross-attends to from now on; given with
+    `start` 0, and kept open as long. None: the one it has, which is the prompt's unless another was
+    given."""
 
     @property
     def role(self) -> str:
@@ -361,6 +365,7 @@ def forward(
     stream: str | None = None,
     layers: int | None = None,
     conditioning: torch.Tensor | None = None,
+    memory: Sequence | None = None,
 ) -> Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]:
     """One forward request and its result: `result = yield from forward(...)`."""
     (result,) = yield [
@@ -375,6 +380,7 @@ def forward(
             stream=stream,
             layers=layers,
             conditioning=conditioning,
+            memory=memory,
         )
     ]
     return result

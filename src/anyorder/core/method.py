@@ -16,12 +16,33 @@ from anyorder.core.options import validate
 
 if TYPE_CHECKING:
     from anyorder.core.forward import Decoding
+    from anyorder.core.plans import PlanTokens
     from anyorder.core.request import Request
     from anyorder.core.sequence import Sequence
 
 _DRAWS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 """Controls of draws, and what switches them off."""
 AttentionKind = Literal["causal", "bidirectional"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What a checkpoint says of every text that is made with it."""
+
+    start_tokens: tuple[int, ...] = ()
+    """Behind an encoder, which reads the prompt, texts begin with these."""
+    first_token: int | None = None
+    """Always the first new token."""
+    last_tokens: frozenset[int] = frozenset()
+    """The last new token of a text that reaches its length limit is one of these, if any."""
+    banned: tuple[tuple[int, ...], ...] = ()
+    """Tokens, or several in a row, that never occur."""
+
+    @property
+    def tokens(self) -> frozenset[int]:
+        """Every token that a rule names."""
+        first = () if self.first_token is None else (self.first_token,)
+        return self.last_tokens.union(self.start_tokens, first, *self.banned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +66,17 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    source_length: int = 0
+    """Most tokens that its encoder reads; 0: it has none."""
+    num_lengths: int = 0
+    """Lengths of the target, from 0, that its length head tells apart; 0: it has none."""
+    vertices_per_token: int = 0
+    """Of a decoding graph, for each token of the source and its two ends; 0: it has no links."""
+    text_rules: TextRules = TextRules()
+    infill_tokens: tuple[int, int, int] | None = None
+    """What stands before prefix, suffix and middle where a text's middle is filled in."""
+    plan_tokens: PlanTokens | None = None
+    """Tags of planned diffusion."""
 
 
 @dataclass(frozen=True, kw_only=True)

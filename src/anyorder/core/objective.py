@@ -10,32 +10,69 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.options import validate
 
 if TYPE_CHECKING:
     import torch
 
     from anyorder.core.batch import PackedBatch
-    from anyorder.core.method import Abilities
 
 
 class TrainableModel(Protocol):
-    """A decoder as an objective sees it."""
+    """A network as an objective sees it."""
 
     @property
     def abilities(self) -> Abilities:
         """Vocabulary, context, mask token, end tokens, ..."""
+
+    @property
+    def teacher(self) -> TrainableModel | None:
+        """The frozen model of the recipe's [teacher], free of gradients; None without one."""
+
+    @property
+    def companion(self) -> torch.nn.Module | None:
+        """What `Objective.companion` made."""
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states [N, W], with gradients; `core.batch.dense_batch` makes the batch."""
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, heads, V] of further prediction heads, for networks that have some."""
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        """An encoder's output [N, W] for its own tokens; encoder-decoder networks only."""
+
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, lengths] of the target's length, from rows of `encode` at the first
+        token of each source; encoder-decoder networks with a length head only."""
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """float32 [D, L, L]; log-probabilities of going from one to another of a decoding graph's
+        vertices, -inf where not possible; networks with `Abilities.vertices_per_token` only."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        rng: torch.Generator,
+        top_p: float = 1.0,
+    ) -> list[list[int]]:
+        """Continuations drawn from the model as it is now, without gradients: token ids up to and
+        with an end token, without the prompt."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say, control tokens left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +87,12 @@ class TrainingBatch:
     targets_BT: torch.Tensor
     """bool; tokens that the objective may ask the model to produce. False for padding and for what
     is only given (a prompt)."""
+    sources_BS: torch.Tensor | None = None
+    """int64; the source side of parallel texts, packed like the targets; S may differ from T."""
+    source_documents_BS: torch.Tensor | None = None
+    """int64; document k of a row's targets has source document k of that row; -1 is padding."""
+    progress: float = 0.0
+    """Share of the run that lies behind; 0 in validation, whose values shall be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,9 +112,18 @@ class Loss:
 class Objective:
     """Base of all objectives. A subclass's fields are its options."""
 
-    attention: ClassVar[str] = "causal"
+    attention: ClassVar[AttentionKind] = "causal"
     """The kind of attention that a model trained with it has learnt (`Abilities.attention`)."""
     needs_mask_token: ClassVar[bool] = False
+    needs_sources: ClassVar[bool] = False
+    """Does it learn from pairs (`TrainingBatch.sources_BS`)? They need an encoder-decoder."""
+    needs_teacher: ClassVar[bool] = False
+    """Does it run `model.teacher`? A recipe without [teacher] is then refused."""
+    draws_texts: ClassVar[bool] = False
+    """Does it run `model.generate`? How many passes that takes depends on the texts, so processes
+    that share the parameters cannot do it side by side."""
+    control_tokens: ClassVar[tuple[str, ...]] = ()
+    """Control tokens that a tokenizer trained for it has besides the usual ones."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -83,8 +135,30 @@ class Objective:
 
     def check(self, abilities: Abilities) -> None:
         """Raise UserError if the model lacks what the objective needs."""
+        name = type(self).__name__
+        if self.needs_sources and not abilities.source_length:
+            raise UserError(
+                f"{name} learns from pairs of a source and a target, and {abilities.name} has no "
+                'encoder for the source; give [model] kind = "encoder_decoder".'
+            )
+        if abilities.source_length and not self.needs_sources:
+            raise UserError(
+                f"{name} has no use for sources, which {abilities.name} encodes; give another "
+                'objective, such as "encoder_decoder", or another kind of [model].'
+            )
         if self.needs_mask_token and abilities.mask_token is None:
             raise UserError(
                 f"{type(self).__name__} needs a mask token; {abilities.name} has none. Give the "
                 "recipe's tokenizer one."
             )
+
+    def companion(self, abilities: Abilities) -> torch.nn.Module | None:
+        """A module that only training needs (a discriminator, a network that predicts lengths):
+        trained and checkpointed with the network, but no part of the finished model."""
+        return None
+
+    def trained(self, abilities: Abilities) -> Abilities:
+        """What a model can do once it was trained with this objective."""
+        mask_token = abilities.mask_token if self.needs_mask_token else None
+        attention = frozenset({self.attention})
+        return replace(abilities, attention=attention, mask_token=mask_token)

@@ -34,3 +34,11 @@ def document_positions(documents_BT: torch.Tensor) -> torch.Tensor:
 def same_document(documents_BT: torch.Tensor) -> torch.Tensor:
     """bool [B, T, T]; do two tokens belong to one document?"""
     return documents_BT[:, :, None] == documents_BT[:, None, :]
+
+
+def causal_within(documents_BT: torch.Tensor) -> torch.Tensor | None:
+    """[B, T, T], causal within documents; None, which is much faster, where no row has a second
+    one."""
+    if bool(((documents_BT == documents_BT[:, :1]) | (documents_BT < 0)).all()):
+        return None  # padding behind the document sees it, and nothing sees the padding
+    return same_document(documents_BT).tril()

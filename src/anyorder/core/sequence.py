@@ -24,6 +24,9 @@ class SequenceStore(Protocol):
     def discard(self, sequence: Sequence, start: int) -> None:
         """Forget the sequence's tokens at `start` and after."""
 
+    def bind(self, sequence: Sequence, memory: Sequence) -> None:
+        """Let an empty sequence cross-attend to an encoder's."""
+
     def fork(self, parent: Sequence) -> Sequence:
         """A new sequence that shares everything `parent` has cached now."""
 
@@ -56,6 +59,7 @@ class Sequence:
     __slots__ = (
         "conditions",
         "family",
+        "memory",
         "num_resident",
         "page_keys",
         "pages",
@@ -87,6 +91,8 @@ class Sequence:
         """Non-causal chunks by rising start; whatever lies between them was run causally."""
         self.conditions: list[tuple[int, torch.Tensor]] = []
         """What stretches of tokens were conditioned on, by the position of their first token."""
+        self.memory: Sequence | None = None
+        """The encoder's sequence that its tokens cross-attend to; forks have the same one."""
         self.shallow_from: int | None = None
         """From here on only lower layers are cached (early exit)."""
         self.pages: list[int] = []

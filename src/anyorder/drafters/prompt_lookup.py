@@ -2,7 +2,8 @@
 
 Saxena, 2023. The longest match of `longest` to `shortest` tokens wins, the latest among equals. An
 index of all n-grams is kept, so a look costs a few dictionary lookups whatever the text's length.
-It pays where a text repeats its prompt or itself, and costs next to nothing where it does not.
+It pays where a text repeats its prompt (behind an encoder: its source) or itself, and costs next to
+nothing where it does not.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ class PromptLookup(Drafter):
         return 1 - 0.7 / max(grade, 1)
 
     def open(self, context: Context, *, sequence: Sequence, coupled: bool) -> DraftSession:
-        return _Lookup(self, context.prompt)
+        source = () if sequence.memory is None else sequence.memory.tokens
+        return _Lookup(self, source, context.prompt)
 
 
 class _Lookup(DraftSession):
-    """Where every n-gram of the text last ended, and before that."""
+    """Where every n-gram of source and text last ended, and before that."""
 
-    def __init__(self, options: PromptLookup, prompt: Seq[int]) -> None:
+    def __init__(self, options: PromptLookup, source: Seq[int], prompt: Seq[int]) -> None:
         self._sizes = range(options.longest, min(options.shortest, options.longest) - 1, -1)
         self._ends: dict[tuple[int, ...], int] = {}
         """By n-gram: the position after its latest occurrence that something follows."""
         self._text: list[int] = []
-        self._grow(list(prompt))
+        self._num_source = len(source)
+        self._grow([*source, *prompt])
 
     def expects(self) -> int:
         return self._find()[0]
@@ -68,7 +71,7 @@ class _Lookup(DraftSession):
         features: torch.Tensor | None,
         heads: Seq[Seq[tuple[int, float]]],
     ) -> None:
-        self._grow(text[len(self._text) :])
+        self._grow(text[len(self._text) - self._num_source :])
 
     def _find(self) -> tuple[int, int]:
         """Length of the longest match and where its continuation starts; -1 if there is none."""

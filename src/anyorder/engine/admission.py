@@ -39,26 +39,38 @@ class Admission:
     def prepare(self, request: Request) -> Prepared:
         """Look up, tokenise and check; UserError says what is wrong and what is allowed."""
         method = self._method(request)
-        prompt = self.encode(request.prompt, "prompt")
+        abilities = self._target.abilities
+        given = prompt = self.encode(request.prompt, "prompt")
+        source: list[int] = []
+        if abilities.source_length:
+            source, prompt = given, list(abilities.text_rules.start_tokens)
+            self._check_source(source, "prompt")
         max_new_tokens = self._limit(request, prompt, method.num_scratch_tokens)
         negative = None
+        negative_source: list[int] = []
         if request.guidance_scale != 1.0:
-            negative = prompt if request.contrast_role else prompt[-1:]
+            negative = given if request.contrast_role else given[-1:]
             if request.negative_prompt is not None:
                 negative = self.encode(request.negative_prompt, "negative_prompt")
             if request.contrast_role not in (None, *self._roles):
                 raise UnknownName("role", str(request.contrast_role), self._roles)
             other = self._roles[request.contrast_role or "target"].abilities
             if other.kind != "decoder":
+                kind = "encoder" if other.kind == "encoder" else f"{other.kind} drafter"
                 raise InvalidRequest(
-                    f"contrast_role {request.contrast_role!r} is the {other.kind} drafter "
-                    f"{other.name}, which cannot run by itself; name a role with a whole model."
+                    f"contrast_role {request.contrast_role!r} is the {kind} {other.name}, which "
+                    "cannot run by itself; name a role with a whole model."
                 )
+            if source and not request.contrast_role:
+                self._check_source(negative, "negative_prompt")
+                negative, negative_source = prompt, negative
+            elif source:
+                negative = prompt
         self._check_ids("stop_tokens", request.stop_tokens)
         self._check_ids("logit_bias", list(request.logit_bias))
         if request.stop:
             self._require_tokenizer("stop strings")
-        ends = frozenset() if request.ignore_end else self._target.abilities.end_tokens
+        ends = frozenset() if request.ignore_end else abilities.end_tokens
         salt = f"shared {request.cache_salt}"
         if not request.prefix_cache:
             # Its own choices and beams still share; nobody else does.
@@ -68,9 +80,11 @@ class Admission:
             method=method,
             prompt=prompt,
             negative_prompt=negative,
+            source=tuple(source),
+            negative_source=tuple(negative_source),
             max_new_tokens=max_new_tokens,
             end_tokens=ends | frozenset(request.stop_tokens),
-            banned=self._banned(request.bad_words),
+            banned=(*abilities.text_rules.banned, *self._banned(request.bad_words)),
             salt=salt,
         )
 
@@ -92,6 +106,7 @@ class Admission:
             max_new_tokens=prepared.max_new_tokens,
             tokenizer=self._tokenizer,
             guide=guide,
+            continued=not prepared.source,
         )
 
     def encode(self, prompt: Prompt, name: str) -> list[int]:
@@ -126,11 +141,31 @@ class Admission:
                 f"{', '.join(self.usable_methods())}."
             )
         method.check(request)
+        if request.prompt_logprobs and abilities.source_length:
+            raise InvalidRequest(
+                f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
+                "only models without an encoder can score one."
+            )
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(
                 f"{name} does not score the prompt; use autoregressive for prompt_logprobs."
             )
         return method
+
+    def _check_source(self, tokens: list[int], name: str) -> None:
+        """Does the encoder have room for it?"""
+        abilities = self._target.abilities
+        if len(tokens) > abilities.source_length:
+            raise ContextOverflow(
+                f"the {name} has {len(tokens)} tokens; the encoder of {abilities.name} reads at "
+                f"most {abilities.source_length}. Give a shorter one."
+            )
+        pool = self._roles["encoder"].num_cache_tokens
+        if len(tokens) > pool:
+            raise PoolTooSmall(
+                f"a {name} of {len(tokens)} tokens needs more than the encoder's cache of {pool} "
+                "positions; raise cache_tokens."
+            )
 
     def usable_methods(self) -> list[str]:
         """Names of the methods that the engine's models support."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from anyorder.cache.store import PagedStore
-from anyorder.core.batch import AttentionGroup, PackedBatch
+from anyorder.core.batch import AttentionGroup, CrossMemory, PackedBatch
 from anyorder.core.forward import Causal
 from anyorder.engine.scheduler import Piece
 
@@ -80,9 +80,11 @@ def _bucket(piece: Piece, index: int, store: PagedStore) -> tuple[int, ...]:
     is_causal = isinstance(piece.attention, Causal)
     if num_tokens > MAX_PADDED_QUERIES or not is_causal:
         return (num_tokens, -1, index)
-    if piece.start == 0:
-        return (num_tokens, 0)
-    return (num_tokens, store.pages_for(piece.start + num_tokens).bit_length())
+    num_pages = store.pages_for(piece.start + num_tokens) if piece.start else 0
+    memory = piece.job.sequence.memory
+    if memory is None:
+        return (num_tokens, num_pages.bit_length())
+    return (num_tokens, num_pages.bit_length(), len(memory.pages).bit_length())
 
 
 def _group(
@@ -94,6 +96,7 @@ def _group(
     )
     device = positions_N.device
     attention = bucket[0].attention
+    memory = _memory(bucket, device)
     if all(piece.start == 0 for piece in bucket):
         # Fresh tokens see only each other; nothing needs to be read back from the pool.
         visible = None if isinstance(attention, Causal) else attention.visible(num_queries)
@@ -105,6 +108,7 @@ def _group(
             query_positions_RQ=query_positions_RQ,
             key_positions_RK=query_positions_RQ,
             visible_RQK=None if visible is None else visible[None].to(device),
+            memory=memory,
         )
     page_lists = [
         piece.job.sequence.pages[: store.pages_for(piece.start + num_queries)] for piece in bucket
@@ -133,4 +137,24 @@ def _group(
         query_positions_RQ=query_positions_RQ,
         key_positions_RK=key_positions_RK,
         visible_RQK=visible_RQK,
+        memory=memory,
+    )
+
+
+def _memory(bucket: list[Piece], device: torch.device) -> CrossMemory | None:
+    """What the pieces read of an encoder's sequences, padded to the longest."""
+    found = [piece.job.sequence.memory for piece in bucket]
+    memories = [memory for memory in found if memory is not None]
+    if not memories:
+        return None
+    assert len(memories) == len(bucket), "some read an encoder's text and others none"
+    store = memories[0].store
+    assert isinstance(store, PagedStore), "an encoder's sequences are the engine's"
+    num_pages = max(len(memory.pages) for memory in memories)
+    pages_RP = [[*m.pages, *[m.pages[-1]] * (num_pages - len(m.pages))] for m in memories]
+    lengths_R11 = torch.tensor([memory.length for memory in memories], device=device)[:, None, None]
+    return CrossMemory(
+        pages_RP=torch.tensor(pages_RP, device=device),
+        pool=store.pool,
+        visible_RQS=torch.arange(num_pages * store.page_size, device=device) < lengths_R11,
     )

@@ -34,6 +34,7 @@ def sampler_row(job: Job, row: int) -> Row:
         draw=(run.choice, zlib.crc32((request.stream or request.role).encode()), position),
         end_tokens=run.prepared.end_tokens,
         banned=run.prepared.banned,
+        forced=run.forced(position - len(run.prompt)),
         guide=run.guide,
         given=None if outputs.given is None else outputs.given[job.row_order[row]],
     )

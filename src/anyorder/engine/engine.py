@@ -60,6 +60,8 @@ class Engine:
         tokens; `max_batch_tokens` the most tokens of one pass; `max_running` the most concurrent
         runs. `progress` is told of downloads and loading.
         """
+        from anyorder.model.drafters.medusa import NetworkWithHeads
+        from anyorder.model.encoder_decoder import Encoder, EncoderDecoder
         from anyorder.model.loaded import LoadedModel, load, load_draft
 
         if not isinstance(model, LoadedModel):
@@ -74,7 +76,16 @@ class Engine:
             name: open_role(name, item.network, item.abilities, num_cache_tokens=cache_tokens)
             for name, item in loaded.items()
         }
-        self.tokenizer = loaded["target"].tokenizer
+        target = loaded["target"]
+        network = target.network
+        if isinstance(network, NetworkWithHeads):
+            network = network.base
+        if isinstance(network, EncoderDecoder):
+            encoder = dataclasses.replace(target.abilities, kind="encoder")
+            self.roles["encoder"] = open_role(
+                "encoder", Encoder(network), encoder, num_cache_tokens=cache_tokens
+            )
+        self.tokenizer = target.tokenizer
         self._admission = Admission(roles=self.roles, tokenizer=self.tokenizer)
         self._scheduler = Scheduler(
             {name: role.store for name, role in self.roles.items()},
@@ -348,6 +359,11 @@ def _check_vocabularies(loaded: Mapping[str, LoadedModel]) -> None:
     """UserError unless every model means the same tokens as the target."""
     target = loaded["target"]
     for role, item in loaded.items():
+        if role != "target" and item.abilities.source_length:
+            raise UserError(
+                f"the {role} model {item.abilities.name} is an encoder-decoder, which cannot stand "
+                "beside another model; give a decoder."
+            )
         sizes = [model.abilities.vocabulary_size for model in (item, target)]
         names = [model.abilities.name for model in (item, target)]
         if sizes[0] != sizes[1]:

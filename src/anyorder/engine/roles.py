@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from anyorder.cache.pool import Pool
 from anyorder.cache.store import PagedStore
+from anyorder.cache.whole import WholeStore
 from anyorder.core.batch import Network
 from anyorder.core.method import Abilities
 
@@ -15,7 +16,7 @@ PAGE_SIZE = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Role:
-    """What a role name ("target", "draft", ...) stands for."""
+    """What a role name ("target", "draft", "encoder", ...) stands for."""
 
     name: str
     network: Network
@@ -44,7 +45,8 @@ def open_role(
         dtype=network.dtype,
         device=network.device,
     )
-    store = PagedStore(pool, num_pages=num_pages, role=name)
+    kind = WholeStore if abilities.kind == "encoder" else PagedStore
+    store = kind(pool, num_pages=num_pages, role=name)
     return Role(name=name, network=network, abilities=abilities, pool=pool, store=store)
 
 

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 
 from anyorder.core.errors import RequestFailed
-from anyorder.core.forward import NO_TOKEN, Decoding, ForwardRequest, ForwardResult, Verdict
+from anyorder.core.forward import (
+    BIDIRECTIONAL,
+    NO_TOKEN,
+    Decoding,
+    ForwardRequest,
+    ForwardResult,
+    Verdict,
+)
 from anyorder.core.method import Abilities, Method
 from anyorder.core.request import Completion, Event, Report, Request
 from anyorder.core.sequence import Sequence
@@ -37,11 +44,20 @@ class Prepared:
     request: Request
     method: Method
     prompt: list[int]
+    """What the decoder's text begins with; behind an encoder, its start tokens."""
     negative_prompt: list[int] | None
+    source: tuple[int, ...]
+    """What the user gave, where an encoder reads it; empty without one."""
+    negative_source: tuple[int, ...]
     max_new_tokens: int
     end_tokens: frozenset[int]
     banned: tuple[tuple[int, ...], ...]
     salt: str
+
+    @property
+    def given(self) -> list[int]:
+        """The user's prompt."""
+        return list(self.source) or self.prompt
 
     @property
     def num_runs(self) -> int:
@@ -96,7 +112,7 @@ class Handle:
             choices=tuple(c.build() for c in self.choices if c.finish_reason is not None),
             method=prepared.request.method,
             report=Report(
-                num_prompt_tokens=len(prepared.prompt),
+                num_prompt_tokens=len(prepared.given),
                 num_new_tokens=num_new,
                 num_forward_passes=self.num_passes,
                 tokens_per_pass=num_new / max(self.num_passes, 1),
@@ -112,7 +128,7 @@ class Handle:
                 exact=prepared.method.keeps_distribution,
                 notes=tuple(self.notes),
             ),
-            prompt_tokens=prepared.prompt,
+            prompt_tokens=prepared.given,
             prompt_logprobs=self.prompt_logprobs,
         )
         self.events.append(Event(completion=self.completion))
@@ -243,8 +259,10 @@ class Run:
         """Unconditional twins of the sequences that methods use."""
         self.jobs: list[Job] = []
         self.generator: Decoding | None = None
-        self.num_pages_needed = 0
-        """Pages it takes to (re)admit the run."""
+        self.pages_needed: Mapping[str, int] = {}
+        """Pages by role that it takes to admit the run again."""
+        self._memories: dict[tuple[int, ...], Sequence] = {}
+        """The encoder's sequences, by source."""
 
     # ------------------------------------------------------------------------------- as a Context
     @property
@@ -294,7 +312,29 @@ class Run:
         return all(choice.finish_reason is not None for choice in self._choices)
 
     def sequence(self, role: str = "target") -> Sequence:
-        return self._roles[role].store.open(salt=self.prepared.salt, family=self.family)
+        return self._open(role, self.prepared.source)
+
+    def _open(self, role: str, source: tuple[int, ...]) -> Sequence:
+        """An empty sequence, the target's with what the encoder made of the source."""
+        store = self._roles[role].store
+        sequence = store.open(salt=self.prepared.salt, family=self.family)
+        if source and role == "target":
+            if source not in self._memories:
+                encoder = self._roles["encoder"].store
+                memory = encoder.open(salt=self.prepared.salt, family=self.family)
+                encoder.remember(memory, source, BIDIRECTIONAL)
+                self._memories[source] = memory
+            store.bind(sequence, self._memories[source])
+        return sequence
+
+    def forced(self, num_made: int) -> frozenset[int]:
+        """What the token after so many new ones must be one of; empty: anything."""
+        rules = self._abilities.text_rules
+        if rules.last_tokens and num_made == self.max_new_tokens - 1:
+            return rules.last_tokens & self.prepared.end_tokens
+        if rules.first_token is not None and num_made == 0:
+            return frozenset({rules.first_token})
+        return frozenset()
 
     def emit(
         self,
@@ -386,6 +426,9 @@ class Run:
         """Apply the cache rule."""
         sequence = request.sequence
         sequence.store.discard(sequence, request.start)
+        if request.memory is not None:
+            assert request.memory.length, "an encoder's sequence is run before it is read"
+            sequence.store.bind(sequence, request.memory)
         if request.layers is not None:
             if sequence.shallow_from is None:
                 sequence.shallow_from = request.start
@@ -402,7 +445,8 @@ class Run:
         if request.end < num_prompt:
             return
         if request.sequence not in self.twins:
-            self.twins[request.sequence] = self.sequence(self.request.contrast_role or "target")
+            role = self.request.contrast_role or "target"
+            self.twins[request.sequence] = self._open(role, self.prepared.negative_source)
         twin = self.twins[request.sequence]
         counterpart = unconditional(request, twin, num_prompt=num_prompt, negative=negative)
         self._begin(counterpart)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from anyorder.cache.allocator import OutOfPages
 from anyorder.cache.store import PagedStore
 from anyorder.core.errors import PoolTooSmall
-from anyorder.core.forward import CAUSAL, Attention, Causal
+from anyorder.core.forward import CAUSAL, Attention, Causal, ForwardRequest
 from anyorder.core.sequence import Sequence
 from anyorder.engine.run import Job, Run
 
@@ -100,9 +100,13 @@ class Scheduler:
 
     # ---------------------------------------------------------------------------------- admission
     def _has_room(self, run: Run) -> bool:
-        store = self._stores["target"]
-        needed = run.num_pages_needed or store.pages_for(len(run.prompt) + 1)
-        return store.num_available >= needed
+        needed = run.pages_needed
+        if not needed:
+            lengths = {"target": len(run.prompt) + 1}
+            if run.prepared.source:
+                lengths["encoder"] = len(run.prepared.source)
+            needed = {role: self._stores[role].pages_for(n) for role, n in lengths.items()}
+        return all(self._stores[role].num_available >= n for role, n in needed.items())
 
     def _admit(self, run: Run) -> bool:
         bisect.insort(self.running, run, key=lambda other: other.arrival)
@@ -126,7 +130,11 @@ class Scheduler:
                 continue
             if tick.budget <= 0:
                 return
-            piece = self._next_piece(job, tick)
+            memory = job.sequence.memory
+            if memory is not None and memory.num_resident < memory.length:
+                piece = self._encode(run, memory, tick)
+            else:
+                piece = self._next_piece(job, tick)
             if piece is None:
                 continue
             # Siblings replay one after the other, so that they find each other's pages again.
@@ -158,6 +166,22 @@ class Scheduler:
             replay=False,
             rows=[row - first for row in job.request.output_rows if first <= row < last],
         )
+
+    def _encode(self, run: Run, memory: Sequence, tick: _Tick) -> Piece | None:
+        """What an encoder's sequence lacks, for the first time or after preemption. None: wait a
+        tick, somebody is computing it, or it was found in the cache."""
+        store = self._stores[memory.role]
+        keys = store.keys(memory.tokens, memory.salt)
+        if keys[0] in tick.in_flight:
+            return None
+        if memory.num_resident == 0:
+            num_cached = store.attach(memory, memory.tokens, keys, memory.length)
+            if num_cached:
+                if run.handle.answered_at is None:
+                    run.handle.num_cached_tokens += num_cached
+                return None
+        request = ForwardRequest(sequence=memory, tokens=memory.tokens, start=0, rows=())
+        return _replay(Job(run=run, request=request, page_keys=keys), tick)
 
     def _share_prefix(self, job: Job, tick: _Tick) -> bool:
         """Start an empty sequence with cached pages; False: wait, somebody is computing them."""
@@ -213,7 +237,9 @@ class Scheduler:
 
     def _preempt(self, run: Run) -> None:
         pages = {(sequence.role, page) for sequence in run.family for page in sequence.pages}
-        run.num_pages_needed = len(pages) + len(run.jobs)
+        needed = Counter(role for role, _ in pages)
+        needed.update(job.sequence.role for job in run.jobs)
+        run.pages_needed = needed
         for sequence in run.family:
             self._stores[sequence.role].drop(sequence)
         run.handle.num_preemptions += 1

@@ -49,6 +49,8 @@ class EndRules:
     max_new_tokens: int
     tokenizer: Detokenizer | None
     guide: GuideProgress | None
+    continued: bool = True
+    """Does the text go on from the prompt's?"""
 
     def ends(self, tokens: Seq[int]) -> bool:
         """Is a text of exactly these tokens over, the length limit aside?"""
@@ -59,7 +61,7 @@ class EndRules:
         if not self.stop:
             return False
         assert self.tokenizer is not None, "stop strings were accepted without a tokenizer"
-        text = self.tokenizer.decode(tokens, continued=True)
+        text = self.tokenizer.decode(tokens, continued=self.continued)
         return any(stop in text for stop in self.stop)
 
 
@@ -69,7 +71,9 @@ class ChoiceBuilder:
     def __init__(self, rules: EndRules) -> None:
         self._rules = rules
         self._stream = (
-            rules.tokenizer.stream(continued=True) if rules.tokenizer is not None else None
+            rules.tokenizer.stream(continued=rules.continued)
+            if rules.tokenizer is not None
+            else None
         )
         self._held = ""
         """Text that might be the beginning of a stop string."""

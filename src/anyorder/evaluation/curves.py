@@ -24,10 +24,10 @@ def curves_svg(title: str, lines: Seq[Mapping[str, Any]]) -> str:
     if held_out:
         svg.text(_LEFT + 130, 58, f"validation {held_out[-1][1]:.4f}", size=12, style="warm")
     steps = (lines[0]["step"], lines[-1]["step"])
-    _chart(svg, 72, 240, steps, [(_thinned(losses), _LOSS), (held_out, _HELD_OUT)])
+    chart(svg, 72, 240, steps, [(_thinned(losses), _LOSS), (held_out, _HELD_OUT)])
     svg.text(_LEFT, 352, "learning rate", size=12, style="quiet")
     rates = _thinned(_points(lines, "learning_rate"))
-    _chart(svg, 366, 80, steps, [(rates, _LOSS)])
+    chart(svg, 366, 80, steps, [(rates, _LOSS)])
     svg.text(_WIDTH - _RIGHT, 484, "step", size=11, style="quiet", anchor="end")
     return svg.document(500)
 
@@ -46,9 +46,10 @@ def _thinned(points: Points) -> Points:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in stretches]
 
 
-def _chart(
+def chart(
     svg: Svg, top: float, height: float, steps: tuple[int, int], curves: list[tuple[Points, str]]
 ) -> None:
+    """Curves with their axes, from the first to the last of `steps`; at least one has points."""
     values = [value for points, _ in curves for _, value in points]
     low, high = min(values), max(values)
     span, width = (high - low) or 1.0, _WIDTH - _LEFT - _RIGHT

@@ -12,17 +12,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
+from anyorder.core import lookup
 from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
+from anyorder.training.objectives.encoder_decoder import EncoderDecoder
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much is done, how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +53,61 @@ class Likelihood:
         """exp(nats)"""
         return math.exp(self.nats)
 
+    @property
+    def perplexity_error(self) -> float:
+        """Standard error of the perplexity, from drawing noise."""
+        return self.perplexity * self.standard_error
 
-def chain_rule(model: TrainableModel, batches: Seq[TrainingBatch]) -> Likelihood:
-    """Exact: every target token given those before it in its document."""
-    nats, num_tokens = _pass(model, NextToken(), batches, torch.Generator())
+    def nats_per(self, count: int) -> float:
+        """If the same text is counted as so many words, bytes, ... instead of tokens."""
+        return self.nats * self.num_tokens / count
+
+
+def likelihood(
+    model: TrainableModel,
+    batches: Seq[TrainingBatch],
+    objective: Objective | None = None,
+    *,
+    num_draws: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Likelihood:
+    """By what the model was trained with: the chain rule, or a bound."""
+    objective = objective or trained_with(model.abilities)
+    if isinstance(objective, NextToken | EncoderDecoder):
+        return chain_rule(model, batches, progress=progress)
+    if not isinstance(objective, MaskedDiffusion | UniformDiffusion | BlockDiffusion):
+        raise UserError(
+            f"there is no likelihood for {lookup.name_of(objective)}; next_token, encoder_decoder, "
+            "masked_diffusion, uniform_diffusion and block_diffusion have one."
+        )
+    return bound(model, objective, batches, num_draws=num_draws, seed=seed, progress=progress)
+
+
+def trained_with(abilities: Abilities) -> Objective:
+    """The objective under which a model's likelihood is told, by what it can do."""
+    if abilities.source_length and "causal" not in abilities.attention:
+        raise UserError(
+            f"{abilities.name} writes all tokens of a translation at once, and no likelihood of "
+            "that is computed here; measure it with --task translation."
+        )
+    if "causal" in abilities.attention:
+        return EncoderDecoder() if abilities.source_length else NextToken()
+    if abilities.mask_token is None:
+        return UniformDiffusion()
+    if abilities.block_size:
+        return BlockDiffusion(block_size=abilities.block_size)
+    return MaskedDiffusion()
+
+
+def chain_rule(
+    model: TrainableModel, batches: Seq[TrainingBatch], *, progress: Progress | None = None
+) -> Likelihood:
+    """Exact: every target token given those before it in its document, and its source if it has
+    one."""
+    rng = torch.Generator()
+    objective = EncoderDecoder() if model.abilities.source_length else NextToken()
+    ((nats, num_tokens),) = _passes(model, objective, batches, rng, 1, progress)
     return Likelihood(nats=nats, standard_error=0.0, num_tokens=num_tokens, exact=True)
 
 
@@ -60,6 +118,7 @@ def bound(
     *,
     num_draws: int = 16,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Likelihood:
     """The mean of `num_draws` estimates, each with new noise for all batches.
 
@@ -76,7 +135,7 @@ def bound(
     else:  # levels of 0 and 1 themselves are limits that no formula can be evaluated at
         objective = UniformDiffusion(schedule="square", min_noise=1e-5)
     rng = torch.Generator().manual_seed(seed)
-    passes = [_pass(model, objective, batches, rng) for _ in range(num_draws)]
+    passes = _passes(model, objective, batches, rng, num_draws, progress)
     estimates = [nats for nats, _ in passes]
     return Likelihood(
         nats=statistics.fmean(estimates),
@@ -87,18 +146,30 @@ def bound(
 
 
 @torch.no_grad()
-def _pass(
+def _passes(
     model: TrainableModel,
     objective: Objective,
     batches: Seq[TrainingBatch],
     rng: torch.Generator,
-) -> tuple[float, int]:
-    """Nats per target token over all batches, and the number of these."""
-    losses = [objective.loss(model, batch, rng) for batch in batches]
-    weight = sum(loss.weight for loss in losses)
-    if not weight:
-        raise UserError(
-            f"the {len(batches)} batches have no token to predict; a document's first one is not "
-            "predicted by the chain rule."
-        )
-    return sum(loss.metrics["nats"] for loss in losses) / weight, int(weight)
+    count: int,
+    progress: Progress | None,
+) -> list[tuple[float, int]]:
+    """For each of several passes over all batches: nats per target token, and the number of these.
+
+    Raises UserError if there is none."""
+    found = []
+    for number in range(count):
+        nats = weight = 0.0
+        for done, batch in enumerate(batches, 1):
+            loss = objective.loss(model, batch, rng)
+            nats += loss.metrics["nats"]
+            weight += loss.weight
+            if progress is not None:
+                progress("likelihood", number * len(batches) + done, count * len(batches))
+        if not weight:
+            raise UserError(
+                f"the {len(batches)} batches have no token to predict; a document's first one is "
+                "not predicted by the chain rule."
+            )
+        found.append((nats / weight, int(weight)))
+    return found

@@ -1,4 +1,4 @@
-"""A model family: how its checkpoints describe a decoder and name its tensors.
+"""A model family: how its checkpoints describe a network and name its tensors.
 
 A family is one file in `architectures/` with one subclass of `Architecture`, found by the file's
 name; which `model_type` it serves is data in the file. None of them imports torch, so that listing
@@ -32,11 +32,13 @@ class Architecture:
     """Of safetensors checkpoints."""
     gguf_names: ClassVar[NameMap] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
-    """Endings of tensors in published checkpoints that hold no weights of the decoder."""
+    """Endings of tensors in published checkpoints that hold no weights of the network."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Tensors that a checkpoint may lack; all zeros then."""
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:
-        """The decoder that a config.json describes."""
+        """The network that a config.json describes."""
         raise AssertionError(f"{cls.__name__} does not define config()")
 
     @classmethod

@@ -1,10 +1,11 @@
-"""Self-attention of one layer: project, rotate, cache, attend, project back.
+"""Attention of one layer: project, rotate, cache, attend, project back; and cross-attention.
 
 Queries, keys and values come from one fused projection: on a CPU, and for one token, the number of
 calls weighs as much as the arithmetic.
 
 Shape suffixes: N packed tokens, W width of what comes in and of the residual stream (which differ
-in some drafters), H query heads, G key/value heads, T = H + 2G all heads, D head width.
+in some drafters), H query heads, G key/value heads, T = H + 2G all heads, D head width, R requests
+of a group, S tokens of an encoder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from anyorder.model.backends import sdpa
 from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.layers import RmsNorm
+from anyorder.model.relative import RelativeBias
 from anyorder.model.rotary import Rotation, rotate
 
 
@@ -32,7 +34,9 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 class Attention(nn.Module):
     """Multi-head attention with grouped keys and values."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, relative: RelativeBias | None = None
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads = config.num_heads
@@ -44,6 +48,7 @@ class Attention(nn.Module):
             scale=config.layers[layer].attention_scale,
             window=config.layers[layer].window,
             slopes=alibi_slopes(config.num_heads) if config.alibi else None,
+            relative=relative,
         )
         query_width = config.num_heads * config.head_width
         key_width = config.num_kv_heads * config.head_width
@@ -119,3 +124,46 @@ class Attention(nn.Module):
             queries, keys = self.query_norm(queries.flatten(1)), self.key_norm(keys.flatten(1))
             return torch.cat((queries, keys), dim=-1).view_as(turned_NTD)
         return torch.cat((self.query_norm(queries), self.key_norm(keys)), dim=1)
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder's tokens to an encoder's (arXiv 1706.03762).
+
+    Keys and values depend on the encoder's output alone: they are computed once and cached, or from
+    `CrossMemory.states_RSW` in every pass.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        assert config.encoder is not None, "cross-attention needs an encoder"
+        self.layer = layer
+        self.head_width = config.head_width
+        self.scale = config.layers[layer].attention_scale
+        query_width = config.num_heads * config.head_width
+        key_width = config.num_kv_heads * config.head_width
+        self.q = Linear(config.width, query_width, bias=config.qkv_bias)
+        self.kv = Linear(config.encoder.width, 2 * key_width, bias=config.qkv_bias)
+        self.out = Linear(query_width, config.width, bias=config.output_bias)
+
+    def forward(self, x_NW: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """What the branch adds to the residual stream."""
+        queries_NHD = self.q(x_NW).view(len(x_NW), -1, self.head_width)
+        parts = [self._attend(queries_NHD[group.rows], group) for group in batch.groups]
+        return self.out(parts[0] if len(parts) == 1 else torch.cat(parts))  # type: ignore[no-any-return]
+
+    def keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [..., G, D] of an encoder's output [..., W]."""
+        heads = self.kv(states).unflatten(-1, (2, -1, self.head_width))
+        return heads.unbind(-3)  # type: ignore[no-any-return]
+
+    def _attend(self, queries_NHD: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
+        memory = group.memory
+        assert memory is not None, "a decoder behind an encoder needs a memory"
+        if memory.states_RSW is not None:
+            keys_RSGD, values_RSGD = self.keys_and_values(memory.states_RSW)
+        else:
+            assert memory.pool is not None and memory.pages_RP is not None, (
+                "neither states nor pages"
+            )
+            keys_RSGD, values_RSGD = memory.pool.read(self.layer, memory.pages_RP)
+        return sdpa.attend_memory(queries_NHD, keys_RSGD, values_RSGD, group, memory, self.scale)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+
+
 class _Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -65,8 +68,9 @@ class GgufTensors:
 def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
     """Configuration and tensors of a folder as `save_pretrained` or the hub lays it out.
 
-    `generation_config.json` contributes its end tokens. Raises CheckpointError, and UnknownName
-    for a `model_type` that no architecture reads.
+    `generation_config.json` contributes its end tokens, and what every text of an encoder-decoder
+    begins with or must not hold. Raises CheckpointError, and UnknownName for a `model_type` that no
+    architecture reads.
     """
     data = read_json(folder / "config.json")
     fields = Fields(data, str(folder / "config.json"))
@@ -77,8 +81,13 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
         )
     generation = folder / "generation_config.json"
     if generation.exists():
-        ends = Fields(read_json(generation), str(generation)).integers("eos_token_id")
+        rules = read_json(generation)
+        ends = Fields(rules, str(generation)).integers("eos_token_id")
         data["eos_token_id"] = sorted(ends | fields.integers("eos_token_id"))
+        # The file decides where it exists; config.json still says what it leaves open.
+        start = rules.get("decoder_start_token_id", data.get("decoder_start_token_id"))
+        data["decoder_start_token_id"] = rules.get("bos_token_id") if start is None else start
+        data.update({name: rules.get(name) for name in _FORCED})
     config = for_model_type(fields.text("model_type")).config(fields)
     return config, SafetensorsFolder(folder)
 

@@ -1,4 +1,4 @@
-"""What a decoder looks like, as data: everything that varies between model families.
+"""What a network looks like, as data: everything that varies between model families.
 
 One stack (`transformer.Transformer`) reads this and branches on it; it knows no family's name. The
 files in `architectures/` translate a checkpoint's own configuration into a `ModelConfig`.
@@ -8,10 +8,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from anyorder.core.errors import CheckpointError
+from anyorder.core.method import TextRules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 """gelu is the exact one (erf), gelu_tanh its tanh approximation."""
@@ -96,6 +97,18 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelativePositions:
+    """A learned bias of attention scores by distance, in buckets that grow (T5, arXiv 1910.10683);
+    one table for all layers."""
+
+    num_buckets: int
+    max_distance: int
+    """From here on all distances share the last bucket."""
+    bidirectional: bool
+    """Half of the buckets are for what lies ahead."""
+
+
 # ----------------------------------------------------------------------------------------- layers
 @dataclass(frozen=True, kw_only=True)
 class Experts:
@@ -131,7 +144,8 @@ class LayerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One decoder-only language model."""
+    """One stack. An encoder-decoder is a decoder that has an `encoder`, which has the decoder's
+    embedding and no head."""
 
     architecture: str
     """Name of the file in `architectures/` that reads its checkpoints."""
@@ -141,6 +155,9 @@ class ModelConfig:
     context_length: int
     layers: tuple[LayerConfig, ...]
     end_tokens: frozenset[int] = frozenset()
+    encoder: ModelConfig | None = None
+    """What every layer cross-attends to after its self-attention."""
+    text_rules: TextRules = field(default_factory=TextRules)
 
     # Attention
     num_heads: int
@@ -156,6 +173,7 @@ class ModelConfig:
     """Queries and keys (after their norm) and values are clamped to [-clip, clip]."""
     alibi: bool = False
     """Attention scores fall linearly with distance (arXiv 2108.12409)."""
+    relative_positions: RelativePositions | None = None
 
     # MLP
     mlp_width: int
@@ -184,8 +202,20 @@ class ModelConfig:
     """Rows of a learned position table; 0: none."""
     position_offset: int = 0
     """Row of position 0 in that table."""
+    sinusoidal_positions: bool = False
+    """Sines, then cosines, of the position are added to the embedding (arXiv 1706.03762)."""
     tied_embeddings: bool = True
     head_bias: bool = False
+    logit_bias: bool = False
+    """Logits have a bias of their own, whatever the head."""
+    logit_scale: float = 1.0
+    """Final hidden states are multiplied by it on their way to the head."""
+    link_heads: int = 0
+    """Heads that say where a path through the decoder's vertices goes on; 0: there are no links."""
+    vertices_per_token: int = 0
+    """Of a decoding graph with links, for each token of the source and its two ends."""
+    length_classes: int = 0
+    """Lengths of the target, from 0, that a head on the encoder tells apart; 0: there is none."""
     logit_cap: float | None = None
     """Logits are squashed into (-cap, cap) by tanh."""
 
@@ -196,6 +226,12 @@ class ModelConfig:
             raise CheckpointError(
                 f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly."
             )
+        for token in self.text_rules.tokens:
+            if not 0 <= token < self.vocabulary_size:
+                raise CheckpointError(
+                    f"the configuration forces or bans token {token}; token ids are 0 to "
+                    f"{self.vocabulary_size - 1}."
+                )
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

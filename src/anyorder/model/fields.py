@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from anyorder.core.errors import CheckpointError
+from anyorder.core.method import TextRules
 from anyorder.model.config import (
     Activation,
     DynamicScaling,
@@ -51,12 +52,12 @@ class Fields:
 
     @property
     def num_layers(self) -> int:
-        """The number of layers, with a bound against absurd configurations."""
-        name = next(
-            (name for name in ("n_layer", "num_hidden_layers") if self.has(name)),
-            "num_hidden_layers",
-        )
-        num_layers = self.integer(name)
+        """The number of layers, under one of its usual names."""
+        return self.layer_count("n_layer" if self.has("n_layer") else "num_hidden_layers")
+
+    def layer_count(self, name: str, default: int | None = None) -> int:
+        """A number of layers, with a bound against absurd configurations."""
+        num_layers = self.integer(name, default)
         if num_layers > _MOST_LAYERS:
             raise self._wrong(name, num_layers, f"at most {_MOST_LAYERS}")
         return num_layers
@@ -160,6 +161,23 @@ class Fields:
         return tuple(
             replace(layer, experts=None if index in dense or (index + 1) % step else experts)
             for index, layer in enumerate(layers)
+        )
+
+    @property
+    def text_rules(self) -> TextRules:
+        """What is forced or banned in every text; of an encoder-decoder, what texts begin with."""
+        first = "forced_bos_token_id"
+        banned = self._data.get("bad_words_ids") or []
+        if not isinstance(banned, list) or not all(
+            isinstance(run, list) and run and all(type(token) is int for token in run)
+            for run in banned
+        ):
+            raise self._wrong("bad_words_ids", banned, "a list of lists of token ids")
+        return TextRules(
+            start_tokens=(self.integer("decoder_start_token_id"),),
+            first_token=self.integer(first) if self.has(first) else None,
+            last_tokens=self.integers("forced_eos_token_id"),
+            banned=tuple(tuple(run) for run in banned),
         )
 
     def value(self, name: str) -> object:

@@ -19,6 +19,7 @@ from anyorder.model.drafters.loading import drafter_loader
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
+from anyorder.model.recorded import recorded
 from anyorder.model.settings import settings
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
@@ -76,16 +77,39 @@ def load(
     network = load_network(
         config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
     )
+    abilities = abilities_of(found.name, config, tokenizer)
+    if found.kind == "folder":
+        abilities = recorded(found.path, abilities)
+    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> Abilities:
+    """What a network of this configuration can do with this tokenizer."""
     ends = config.end_tokens | (tokenizer.end_tokens if tokenizer is not None else frozenset())
-    abilities = Abilities(
-        name=found.name,
+    return Abilities(
+        name=name,
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         end_tokens=ends,
         num_layers=len(config.layers),
         mask_token=tokenizer.mask_token if tokenizer is not None else None,
+        source_length=_source_length(config),
+        num_lengths=config.length_classes,
+        vertices_per_token=config.vertices_per_token,
+        text_rules=config.text_rules,
+        infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
+        plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,
     )
-    return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def _source_length(config: ModelConfig) -> int:
+    """Most tokens of a source: a graph of vertices must fit into the decoder's context."""
+    if config.encoder is None:
+        return 0
+    longest = config.encoder.context_length
+    if config.vertices_per_token:
+        longest = min(longest, config.context_length // config.vertices_per_token - 2)
+    return longest
 
 
 def load_draft(

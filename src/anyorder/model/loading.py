@@ -16,12 +16,16 @@ import torch
 from anyorder.core.errors import CheckpointError
 from anyorder.model.architecture import architecture, name_map
 from anyorder.model.config import ModelConfig
+from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.naming import FUSED, NameMap, Stored, TensorSource
 from anyorder.model.transformer import Transformer
 
 Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
+_LINKS = ("link_head.query", "link_head.key", "link_head.gate")
+_OUTSIDE = ("head", "logit_bias", "length_head", *_LINKS)
+"""Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
 
@@ -39,9 +43,10 @@ def load_network(
     the configuration says.
     """
     with torch.device("meta"):
-        network = Transformer(config)
+        network = Transformer(config) if config.encoder is None else EncoderDecoder(config)
     names, prefix = name_map(config, source)
-    ignored = architecture(config.architecture).ignored
+    family = architecture(config.architecture)
+    ignored = family.ignored
     if config.tied_embeddings:
         head = names["head"]
         ignored += (f"{head.name if isinstance(head, Stored) else head}.weight",)
@@ -53,6 +58,7 @@ def load_network(
         prefix=prefix,
         owner=config.architecture,
         ignored=ignored,
+        optional=family.optional,
         dtype=dtype,
         device=device,
         progress=progress,
@@ -69,6 +75,7 @@ def fill(
     prefix: str = "",
     owner: str,
     ignored: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
     dtype: torch.dtype,
     device: torch.device | str,
     progress: Progress | None = None,
@@ -76,14 +83,19 @@ def fill(
     """Give every parameter of an empty network (on the meta device) its values.
 
     `names` says where they lie. The source must hold nothing else but tensors whose names end with
-    one of `ignored`; `owner` is what messages call the network's kind.
+    one of `ignored`; what it lacks of the tensors in `optional` is zero. `owner` is what messages
+    call the network's kind.
     """
     parameters = dict(network.named_parameters())
-    _check(parameters, config, source, names, prefix, owner, ignored)
+    absent = set(optional) - set(source.names())
+    _check(parameters, config, source, names, prefix, owner, ignored, absent)
     for count, (name, empty) in enumerate(parameters.items(), start=1):
         filled = torch.empty(empty.shape, dtype=dtype, device=device)
         for part in parts(name, filled, config, names, prefix):
-            _fill(part, source, config)
+            if part.tensor in absent:
+                part.target.zero_()
+            else:
+                _fill(part, source, config)
         if config.norm_scale_offset and "norm" in name and source.format == "safetensors":
             filled += config.norm_scale_offset
         module_name, _, attribute = name.rpartition(".")
@@ -112,9 +124,13 @@ def parts(
 ) -> Iterator[Part]:
     """What fills the parameter: one tensor, one per fused projection, or one per expert."""
     stem, _, attribute = name.rpartition(".")
-    numbered = re.match(r"layers\.(\d+)\.(.*)", stem)
-    layer, key = (numbered[1], f"layers.{{layer}}.{numbered[2]}") if numbered else ("", stem)
-    module = numbered[2] if numbered else stem
+    numbered = re.match(r"(encoder\.)?layers\.(\d+)\.(.*)", stem)
+    layer, key, module = "", stem, stem
+    if numbered:
+        side, layer, module = numbered[1] or "", numbered[2], numbered[3]
+        key = f"{side}layers.{{layer}}.{module}"
+        if side and config.encoder is not None:
+            config = config.encoder
     if key in names:
         pieces = {key: parameter}
     else:
@@ -133,11 +149,12 @@ def parts(
         # Only weights are transposed; a bias or a norm's scale is a plain row.
         if stored.transposed and piece.dim() < 2:
             stored = Stored(name=stored.name, order=stored.order)
-        plain = prefix + stored.name.replace("{layer}", layer)
-        if key == "head":
-            plain = plain.removeprefix(prefix)
+        plain = stored.name.replace("{layer}", layer)
+        if key not in _OUTSIDE:
+            plain = prefix + plain
         if "{expert}" not in plain:
-            yield Part(tensor=f"{plain}.{attribute}", stored=stored, target=piece)
+            tensor = f"{plain}.{attribute}" if stored.suffixed else plain
+            yield Part(tensor=tensor, stored=stored, target=piece)
             continue
         for expert in range(len(piece)):
             tensor = f"{plain.replace('{expert}', str(expert))}.{attribute}"
@@ -152,11 +169,14 @@ def _check(
     prefix: str,
     owner: str,
     ignored: tuple[str, ...],
+    absent: set[str],
 ) -> None:
     """Compare all names and shapes with what the configuration calls for."""
     unused = set(source.names())
     for name, parameter in parameters.items():
         for part in parts(name, parameter, config, names, prefix):
+            if part.tensor in absent:
+                continue
             if part.tensor not in unused:
                 raise CheckpointError(
                     f"the checkpoint lacks tensor {part.tensor!r}; fetch it again."

@@ -48,11 +48,13 @@ class Stored:
     """How a checkpoint stores a part that is not simply a tensor of the same layout."""
 
     name: str
-    """Without ".weight" or ".bias"."""
+    """Without ".weight" or ".bias", if the tensor's has them."""
     transposed: bool = False
     """Weights lie [in, out]."""
     order: RowOrder | None = None
     """Puts the stored rows into our order."""
+    suffixed: bool = True
+    """Is the name followed by ".weight" or ".bias"?"""
 
 
 NameMap = Mapping[str, str | Stored]
@@ -60,6 +62,7 @@ NameMap = Mapping[str, str | Stored]
 
 FUSED = {
     "attention.qkv": ("attention.q", "attention.k", "attention.v"),
+    "cross.kv": ("cross.k", "cross.v"),
     "mlp.gate_up": ("mlp.gate", "mlp.up"),
     "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
     "mlp.experts.gate_up": ("mlp.experts.gate", "mlp.experts.up"),
@@ -98,6 +101,43 @@ LLAMA_NAMES: NameMap = {
     "layers.{layer}.mlp.down": "layers.{layer}.mlp.down_proj",
 }
 """LLaMA's names, which most later families share."""
+
+_BART_STACK = {
+    "positions": "embed_positions",
+    "embedding_norm": "layernorm_embedding",
+    "final_norm": "layer_norm",
+    **{
+        f"layers.{{layer}}.{part}": f"layers.{{layer}}.{name}"
+        for part, name in {
+            "attention.q": "self_attn.q_proj",
+            "attention.k": "self_attn.k_proj",
+            "attention.v": "self_attn.v_proj",
+            "attention.out": "self_attn.out_proj",
+            "attention_norm": "self_attn_layer_norm",
+            "attention_residual_norm": "self_attn_layer_norm",
+            "cross.q": "encoder_attn.q_proj",
+            "cross.k": "encoder_attn.k_proj",
+            "cross.v": "encoder_attn.v_proj",
+            "cross.out": "encoder_attn.out_proj",
+            "cross_norm": "encoder_attn_layer_norm",
+            "cross_residual_norm": "encoder_attn_layer_norm",
+            "mlp.up": "fc1",
+            "mlp.down": "fc2",
+            "mlp_norm": "final_layer_norm",
+            "mlp_residual_norm": "final_layer_norm",
+        }.items()
+    },
+}
+BART_NAMES: NameMap = {
+    "embedding": "shared",
+    "head": "lm_head",
+    "logit_bias": Stored(name="final_logits_bias", suffixed=False),
+    "length_head": "length_head",
+    **{f"link_head.{part}": f"link_head.{part}" for part in ("query", "key", "gate")},
+    **{part: f"decoder.{name}" for part, name in _BART_STACK.items()},
+    **{f"encoder.{part}": f"encoder.{name}" for part, name in _BART_STACK.items()},
+}
+"""BART's, and those of its relatives mBART and Marian."""
 
 QWEN_MOE_NAMES: NameMap = {
     **LLAMA_NAMES,

@@ -23,6 +23,7 @@ from anyorder.core.errors import UserError
 from anyorder.model.architecture import architecture
 from anyorder.model.config import ModelConfig
 from anyorder.model.loading import parts
+from anyorder.model.naming import NameMap
 from anyorder.model.transformer import Transformer
 
 TOKENIZER_FILES = (
@@ -89,14 +90,20 @@ def save_model(
 
 def stored_tensors(network: Transformer) -> dict[str, torch.Tensor]:
     """The network's weights under the names, and in the layouts, of its family's checkpoints."""
-    config: ModelConfig = network.config
-    family = architecture(config.architecture)
+    family = architecture(network.config.architecture)
+    return named_tensors(network, network.config, family.names, family.prefixes[0])
+
+
+def named_tensors(
+    network: torch.nn.Module, config: ModelConfig, names: NameMap, prefix: str = ""
+) -> dict[str, torch.Tensor]:
+    """The network's weights as the tensors that `loading.fill` takes for them."""
     tensors = {}
     for name, parameter in network.named_parameters():
         values = parameter.detach()
         if config.norm_scale_offset and "norm" in name:
             values = values - config.norm_scale_offset
-        for part in parts(name, values, config, family.names, family.prefixes[0]):
+        for part in parts(name, values, config, names, prefix):
             piece = part.target
             if part.stored.order is not None:
                 # An order is a permutation of rows: see where it puts each and undo it.

@@ -10,12 +10,14 @@ Kinds of tokenizer: see tokenizer_folder and gguf_tokenizer.
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.core.errors import InvalidRequest
+from anyorder.core.plans import TAGS, PlanTokens
 from anyorder.model.detokenizer import Pieces, TextStream
 from anyorder.model.template import ChatTemplate, RenderedChat
 from anyorder.model.tokenizer_source import TokenizerSource
@@ -41,6 +43,9 @@ class Tokenizer:
         self.unknown_token: int | None = source.unknown
         self.mask_token: int | None = source.mask_token
         """The token for a masked place; None: the model has none."""
+        self.infill_tokens = source.infill_tokens
+        """What stands before prefix, suffix and middle where a middle is filled in; None: none."""
+        self._control = source.control
         self.chat_template: str | None = source.chat_template
         self._template_variables = source.template_variables
         names = {token: text for text, token in source.control.items()}
@@ -62,6 +67,25 @@ class Tokenizer:
         from anyorder.model.tokenizer_folder import read_folder_tokenizer
 
         return cls(read_folder_tokenizer(Path(folder)))
+
+    @functools.cached_property
+    def plan_tokens(self) -> PlanTokens | None:
+        """The tags of planned diffusion; None: the vocabulary lacks some."""
+        if not all(tag in self._control for tag in TAGS):
+            return None
+        topic, topic_end, span, span_end, sync, pad = (self._control[tag] for tag in TAGS)
+        pieces = ((token, self._pieces[token]) for token in range(self.vocabulary_size))
+        return PlanTokens(
+            topic=topic,
+            topic_end=topic_end,
+            span=span,
+            span_end=span_end,
+            sync=sync,
+            pad=pad,
+            digits={
+                t: piece.decode() for t, piece in pieces if re.fullmatch(rb" *\d+ *| +", piece)
+            },
+        )
 
     # --------------------------------------------------------------------------------- encoding
     def encode(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _MAX_BYTES = 256 << 20
+_PIECES = ("source.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _ROLES = (
     *("bos_token", "eos_token", "unk_token", "pad_token", "mask_token"),
     *("sep_token", "cls_token"),
@@ -96,6 +97,12 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
         return backend
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _gpt2_files(folder)
+    pieces = next((path.name for path in sorted(folder.iterdir()) if path.name in _PIECES), None)
+    if pieces is not None:
+        raise CheckpointError(
+            f"{folder} has a tokenizer in SentencePiece's own format ({pieces}), which is not "
+            "read; convert it to tokenizer.json with the transformers package."
+        )
     raise CheckpointError(
         f"{folder} has no tokenizer: tokenizer.json (or vocab.json with merges.txt) is needed."
     )

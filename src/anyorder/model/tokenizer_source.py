@@ -17,6 +17,13 @@ END_OF_TURN = frozenset(
 """Control tokens that end a text or a turn, whichever model has them."""
 MASK = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]", "<|MASK|>")
 """Control tokens that stand for a place to be filled in, by preference."""
+INFILL = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+)
+"""Control tokens before prefix, suffix and middle of a text whose middle is filled in: StarCoder's,
+Qwen's and CodeGemma's, SantaCoder's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +56,16 @@ class TokenizerSource:
         if self.mask is not None:
             return self.mask
         return next((self.control[text] for text in MASK if text in self.control), None)
+
+    @property
+    def infill_tokens(self) -> tuple[int, int, int] | None:
+        """Those of `INFILL`, where all three are there; with a role or without."""
+        known = {**{text: token for token, text in self.added.items()}, **self.control}
+        for names in INFILL:
+            if all(name in known for name in names):
+                prefix, suffix, middle = (known[name] for name in names)
+                return prefix, suffix, middle
+        return None
 
 
 def frame(backend: tokenizers.Tokenizer, *, before: Iterable[int], after: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""The one decoder stack that all families share.
+"""The one stack that all families share: decoders, and with another batch encoders.
 
 It runs packed tokens (`core.batch.PackedBatch`) and keeps keys and values in a `KeyValuePool`; it
 knows nothing of requests, methods or pages. Implements `core.batch.Network`.
@@ -9,30 +9,35 @@ each.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
-from anyorder.model.attention import Attention
+from anyorder.model.attention import Attention, CrossAttention
 from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
 from anyorder.model.config import ModelConfig, NormPlacement, Rope
 from anyorder.model.layers import Mlp, make_norm
 from anyorder.model.moe import MixtureOfExperts
+from anyorder.model.relative import RelativeBias
 from anyorder.model.rotary import Rotation, rotation
 
 
 class Layer(nn.Module):
-    """Attention and MLP on a residual stream."""
+    """Attention, with an encoder cross-attention, and MLP on a residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, relative: RelativeBias | None = None
+    ) -> None:
         super().__init__()
 
         def norm_if(*placements: NormPlacement) -> nn.Module | None:
             return make_norm(config, config.width) if config.norm_placement in placements else None
 
         self.parallel = config.parallel_residual
-        self.attention = Attention(config, index)
+        self.attention = Attention(config, index, relative)
         experts = config.layers[index].experts
         self.mlp: nn.Module = (
             Mlp(config, config.mlp_width) if experts is None else MixtureOfExperts(config, experts)
@@ -40,6 +45,12 @@ class Layer(nn.Module):
         self.attention_norm = norm_if("before", "around")
         self.attention_out_norm = norm_if("around", "after_branch")
         self.attention_residual_norm = norm_if("after_residual")
+        self.cross: CrossAttention | None = None
+        if config.encoder is not None:
+            self.cross = CrossAttention(config, index)
+            self.cross_norm = norm_if("before", "around")
+            self.cross_out_norm = norm_if("around", "after_branch")
+            self.cross_residual_norm = norm_if("after_residual")
         self.mlp_norm = norm_if("before", "around")
         self.mlp_out_norm = norm_if("around", "after_branch")
         self.mlp_residual_norm = norm_if("after_residual")
@@ -52,7 +63,14 @@ class Layer(nn.Module):
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
         """Same shape as `x_NW`."""
-        return self.merge(x_NW, self.attention(self.normalize(x_NW), rotation, batch, pool))
+        branch_NW = self.attention(self.normalize(x_NW), rotation, batch, pool)
+        if self.cross is None:
+            return self.merge(x_NW, branch_NW)
+        sum_NW = self._attended(x_NW, branch_NW)
+        branch_NW = self.cross(_apply(self.cross_norm, sum_NW), batch)
+        sum_NW = _apply(self.cross_out_norm, branch_NW).add_(sum_NW)
+        sum_NW = _apply(self.cross_residual_norm, sum_NW)
+        return self._transformed(sum_NW, sum_NW)
 
     def normalize(self, x_NW: torch.Tensor) -> torch.Tensor:
         """What attention reads of the residual stream."""
@@ -60,10 +78,17 @@ class Layer(nn.Module):
 
     def merge(self, x_NW: torch.Tensor, branch_NW: torch.Tensor) -> torch.Tensor:
         """The residual stream after what attention adds to it and after the MLP."""
+        sum_NW = self._attended(x_NW, branch_NW)
+        return self._transformed(sum_NW, x_NW if self.parallel else sum_NW)
+
+    def _attended(self, x_NW: torch.Tensor, branch_NW: torch.Tensor) -> torch.Tensor:
         # A branch's output is fresh, so the residual stream is added to it in place.
         sum_NW = _apply(self.attention_out_norm, branch_NW).add_(x_NW)
-        sum_NW = _apply(self.attention_residual_norm, sum_NW)
-        branch_NW = self.mlp(_apply(self.mlp_norm, x_NW if self.parallel else sum_NW))
+        return _apply(self.attention_residual_norm, sum_NW)
+
+    def _transformed(self, sum_NW: torch.Tensor, x_NW: torch.Tensor) -> torch.Tensor:
+        """After the MLP, which reads `x_NW`."""
+        branch_NW = self.mlp(_apply(self.mlp_norm, x_NW))
         sum_NW = _apply(self.mlp_out_norm, branch_NW).add_(sum_NW)
         return _apply(self.mlp_residual_norm, sum_NW)
 
@@ -73,7 +98,7 @@ def _apply(norm: nn.Module | None, x_NW: torch.Tensor) -> torch.Tensor:
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model."""
+    """A decoder-only language model, or one stack of an encoder-decoder."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,9 +112,17 @@ class Transformer(nn.Module):
         if config.embedding_width is not None:
             self.project_in = Linear(embedding_width, config.width, bias=False)
             self.project_out = Linear(config.width, embedding_width, bias=False)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
+        relative = None
+        if config.relative_positions is not None:
+            relative = RelativeBias(config.relative_positions, config.num_heads)
+            self.relative_bias = relative
+        self.layers = nn.ModuleList(
+            Layer(config, index, relative) for index in range(len(config.layers))
+        )
         self._stack: LayerStack | None = None
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
+        if config.logit_bias:
+            self.logit_bias = LogitBias(config.vocabulary_size)
         if not config.tied_embeddings:
             self.head = Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
 
@@ -102,7 +135,7 @@ class Transformer(nn.Module):
         spread: float = 0.2,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> Transformer:
+    ) -> Self:
         """A model with random weights, the same for the same seed on every device.
 
         `spread` is the weights' standard deviation; the default gives tiny models logits that are
@@ -172,10 +205,14 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
+        if self.config.logit_scale != 1.0:
+            hidden_MW = hidden_MW * self.config.logit_scale
         if self.config.tied_embeddings:
             logits_MV = linear(hidden_MW, self.embedding.weight).float()
         else:
             logits_MV = self.head(hidden_MW).float()
+        if self.config.logit_bias:
+            logits_MV = logits_MV + self.logit_bias.bias
         if self.config.logit_cap is not None:
             logits_MV = torch.tanh(logits_MV / self.config.logit_cap) * self.config.logit_cap
         return logits_MV
@@ -193,15 +230,37 @@ class Transformer(nn.Module):
         return x_NW
 
     def _embed(self, batch: PackedBatch) -> torch.Tensor:
-        x_NW = self.embed(batch.tokens_N)
+        if batch.mixture is None:
+            x_NW = self.embed(batch.tokens_N)
+        else:
+            ids_NK, weights_NK = batch.mixture
+            x_NKW = self.embed(ids_NK)
+            x_NW = (x_NKW * weights_NK.to(x_NKW.dtype)[..., None]).sum(1)
         config = self.config
         if config.embedding_width is not None:
             x_NW = self.project_in(x_NW)
         if config.learned_positions:
             x_NW = x_NW + self.positions(batch.positions_N + config.position_offset)
+        if config.sinusoidal_positions:
+            x_NW = x_NW + sinusoids(batch.positions_N, config.width).to(x_NW.dtype)
         if config.embedding_norm:
             x_NW = self.embedding_norm(x_NW)
         return x_NW
+
+
+class LogitBias(nn.Module):
+    """A bias of logits beside any head, [1, V]."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, vocabulary_size))
+
+
+def sinusoids(positions_N: torch.Tensor, width: int) -> torch.Tensor:
+    """[N, width]: the sines of a position at falling frequencies, then its cosines."""
+    steps = torch.arange(0, width, 2, dtype=torch.float64, device=positions_N.device)
+    angles = positions_N[:, None] / 10_000 ** (steps / width)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
 def make_embedding(num_rows: int, width: int) -> nn.Embedding:

@@ -1,9 +1,9 @@
 """Controls that change scores or ban tokens: bias, penalties, bans and the guide's mask.
 
 Each is one small class over all rows that use it, applied in the order of transformers' `generate`:
-bias, penalties, bans, guide. They work alike on raw logits (for draws) and on log-probabilities
-(for searches). A row that does not use a control comes through bit-identical. What shapes the
-distribution afterwards (temperature, truncation) is in `truncation`.
+bias, penalties, bans, guide, forced tokens. They work alike on raw logits (for draws) and on
+log-probabilities (for searches). A row that does not use a control comes through bit-identical.
+What shapes the distribution afterwards (temperature, truncation) is in `truncation`.
 
 Sources: repetition penalty, Keskar et al., "CTRL" (2019); presence and frequency penalties as
 OpenAI's API defines them (generated tokens only); n-gram bans, Paulus et al. (2017).
@@ -248,6 +248,27 @@ class GuideMask:
         return scores_MV
 
 
+class Forced:
+    """Leave nothing but the forced ids, at a score of 0: certain, for a search."""
+
+    def __init__(self, forced: dict[int, list[int]]) -> None:
+        self.forced = forced
+        """Ids by row."""
+
+    @classmethod
+    def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
+        """See Processor."""
+        forced = {index: sorted(row.forced) for index, row in enumerate(rows) if row.forced}
+        return cls(forced) if forced else None
+
+    def __call__(self, scores_MV: torch.Tensor) -> torch.Tensor:
+        """See Processor."""
+        for index, tokens in self.forced.items():
+            scores_MV[index] = -torch.inf
+            scores_MV[index, tokens] = 0.0
+        return scores_MV
+
+
 def unpack_bits(words_GW: torch.Tensor, size: int) -> torch.Tensor:
     """Bool [G, size] from int32 words, lowest bit first."""
     bits = torch.arange(32, dtype=torch.int32, device=words_GW.device)
@@ -263,6 +284,7 @@ EDITS: tuple[type[Processor], ...] = (
     BadWords,
     MinNewTokens,
     GuideMask,
+    Forced,
 )
 """In the order in which they act."""
 
@@ -273,6 +295,7 @@ def edits(row: Row) -> bool:
     return bool(
         request.logit_bias
         or row.banned
+        or row.forced
         or row.guide is not None
         or request.no_repeat_ngram
         or request.repetition_penalty != 1.0

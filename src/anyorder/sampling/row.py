@@ -33,6 +33,8 @@ class Row:
     """Ids that end the text; banned while fewer than `min_new_tokens` were generated."""
     banned: tuple[tuple[int, ...], ...] = ()
     """Tokenised bad words, each one or more ids."""
+    forced: frozenset[int] = frozenset()
+    """One of these follows, whatever the other controls say; empty: nothing is forced."""
     guide: GuideState | None = None
     given: int | None = None
     """Id whose log-probability is wanted."""

@@ -26,16 +26,19 @@ def row_costs(
     hidden_MW: torch.Tensor,
     cost: Callable[..., torch.Tensor],
     *columns: torch.Tensor,
+    further: bool = False,
 ) -> torch.Tensor:
     """`cost(logits_MV, *columns)` for all rows; its first dimension must be M again.
 
-    `columns` are what else belongs to the rows, each [M]. `cost` must draw no random numbers.
+    `columns` are what else belongs to the rows, each [M, ...]. `cost` must draw no random numbers.
+    `further`: it is given the logits [M, heads, V] of the model's further heads instead.
     """
+    num_heads = model.abilities.num_heads if further else 1
 
     def of_chunk(chunk_MW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        return cost(model.logits(chunk_MW), *others)
+        return cost(model.heads(chunk_MW) if further else model.logits(chunk_MW), *others)
 
-    num_rows = max(1, CHUNK_LOGITS // model.abilities.vocabulary_size)
+    num_rows = max(1, CHUNK_LOGITS // (model.abilities.vocabulary_size * num_heads))
     chunks = zip(*(torch.split(tensor, num_rows) for tensor in (hidden_MW, *columns)), strict=True)
     costs = [
         checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)

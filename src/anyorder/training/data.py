@@ -12,11 +12,11 @@ Shape suffixes: B sequences, T tokens each.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,15 @@ import torch
 from anyorder.core.errors import UserError
 from anyorder.core.objective import TrainingBatch
 from anyorder.model.tokenizer import Tokenizer
-from anyorder.training.readers import Source
-from anyorder.training.token_store import Progress, SourceStatistics, TokenStore, open_store
+from anyorder.training.documents import Document, Encoder, Part, Split
+from anyorder.training.readers import Source, read, read_pairs
+from anyorder.training.token_store import (
+    Progress,
+    SourceStatistics,
+    TokenStore,
+    key_of,
+    open_store,
+)
 
 Integers = npt.NDArray[np.int64]
 _DOCUMENTS, _PART, _EPOCH = range(3)
@@ -63,7 +70,7 @@ class PackedDataset:
         documents = np.concatenate(entries)
         starts = [store.starts[chosen] for store, chosen in zip(stores, entries, strict=True)]
         ends = [store.starts[chosen + 1] for store, chosen in zip(stores, entries, strict=True)]
-        mixed = shuffled(len(documents), seed, _DOCUMENTS)
+        mixed = in_order(len(documents), seed)
         self._sources: Integers = sources[mixed]
         self._starts: Integers = np.concatenate(starts)[mixed]
         sizes = np.concatenate(ends)[mixed] - self._starts
@@ -88,22 +95,13 @@ class PackedDataset:
 
         Epochs follow each other without a gap; each has its own order of the sequences.
         """
-        if batch_size % world_size:
-            raise UserError(
-                f"a batch of {batch_size} sequences cannot be shared by {world_size} processes; "
-                "make it a multiple."
-            )
-        share = batch_size // world_size
-        first = step * batch_size + rank * share
-        rows = [self._row(self._index(place)) for place in range(first, first + share)]
+        share = shared(step, batch_size, rank, world_size)
+        indices = (nth_row(place, self.num_sequences, self._seed) for place in share)
+        rows = [self._row(index) for index in indices]
         tokens_BT, documents_BT, targets_BT = (
             torch.from_numpy(np.stack(parts)) for parts in zip(*rows, strict=True)
         )
         return TrainingBatch(tokens_BT=tokens_BT, documents_BT=documents_BT, targets_BT=targets_BT)
-
-    def _index(self, place: int) -> int:
-        epoch, place = divmod(place, self.num_sequences)
-        return int(shuffled(self.num_sequences, self._seed, _EPOCH, epoch)[place])
 
     def _row(self, index: int) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
         """Tokens, documents and targets [T] of a sequence."""
@@ -133,44 +131,86 @@ def prepare(
     length: int,
     seed: int = 0,
     validation: float = 0.0,
-    part: Literal["train", "validation"] = "train",
+    test: float = 0.0,
+    part: Part = "train",
     progress: Progress | None = None,
 ) -> PackedDataset:
     """Sequences of the sources' documents; `folder` keeps their tokens for the next time.
 
-    `validation` is the share of documents kept apart, by a hash of their text: the same ones for
-    every seed, and equal documents on the same side. `part` says which side is wanted.
+    `validation` and `test` are shares of the documents kept apart, by a hash of their text: the
+    same ones for every seed, and equal documents on the same side. `part` says which is wanted.
     """
-    if not sources:
-        raise UserError("there is no data: name at least one source.")
-    if length < 2 or not 0 <= validation < 1:
-        raise UserError(
-            f"length must be at least 2 and validation from 0 to below 1, got {length} and "
-            f"{validation}."
-        )
-    weights = [source.weight for source in sources]
-    if None in weights and any(weight is not None for weight in weights):
-        raise UserError("give every data source a weight, or none of them.")
+    split = Split(validation=validation, test=test)
+    check_sources(sources, split)
+    if length < 2:
+        raise UserError(f"length must be at least 2, got {length}.")
+    encoder = Encoder.of(tokenizer)
     stores = [
-        open_store(source, tokenizer, Path(folder), progress or (lambda stage, done, total: None))
+        open_store(source, encoder, Path(folder), progress or (lambda stage, done, total: None))
         for source in sources
     ]
-    limit = np.uint64(int(validation * 2**64))
-    chosen = [np.flatnonzero((store.keys < limit) == (part == "validation")) for store in stores]
-    for source, documents in zip(sources, chosen, strict=True):
-        if len(documents) == 0:
-            raise UserError(
-                f"none of {source.name}'s documents is for {part}; change validation, which is "
-                f"{validation}, or give more documents."
-            )
-    shares = [weight for weight in weights if weight is not None]
-    if shares:
-        chosen = _mixed(stores, chosen, np.array(shares), seed)
+    sizes = [np.diff(store.starts) for store in stores]
+    usable = [split.holds(part, store.keys) for store in stores]
+    chosen = choose(sources, sizes, usable, split=split, part=part, seed=seed)
     return PackedDataset(stores, chosen, length=length, seed=seed)
 
 
+def held_out(
+    source: Source, part: Part, *, validation: float, test: float = 0.0, pairs: bool = False
+) -> Iterator[Document]:
+    """A part's documents as they are read, for evaluations; bad lines are passed over."""
+    split = Split(validation=validation, test=test)
+    read_any = read_pairs if pairs else read
+    for document in read_any(dataclasses.replace(source, on_error="skip"), _pass_over):
+        if split.holds(part, np.array([key_of(document, source)], np.uint64))[0]:
+            yield document
+
+
+def _pass_over(message: str) -> None:
+    """Whoever prepared the data has reported it."""
+
+
+# ------------------------------------------------------------------------------ what, how often
+def check_sources(sources: Sequence[Source], split: Split) -> None:
+    """Raise UserError unless there are some, and all agree on whether they have weights."""
+    if not sources:
+        raise UserError("there is no data: name at least one source.")
+    if not split.validation and any(source.hold_out for source in sources):
+        raise UserError("hold_out does nothing at validation 0; give any share above it.")
+    weights = [source.weight for source in sources]
+    if None in weights and any(weight is not None for weight in weights):
+        raise UserError("give every data source a weight, or none of them.")
+
+
+def choose(
+    sources: Sequence[Source],
+    sizes: Sequence[Integers],
+    usable: Sequence[npt.NDArray[np.bool_]],
+    *,
+    split: Split,
+    part: Part,
+    seed: int,
+) -> list[Integers]:
+    """Which documents of each source an epoch has, repetitions included, given the tokens of each
+    document and which ones may be taken."""
+    chosen = [np.flatnonzero(flags) for flags in usable]
+    for source, documents in zip(sources, chosen, strict=True):
+        if len(documents) == 0:
+            share = split.test if part == "test" else split.validation
+            name = "test" if part == "test" else "validation"
+            raise UserError(
+                f"none of {source.name}'s documents is for {part}; change {name}, which is "
+                f"{share}, or give more documents."
+            )
+    shares = [source.weight for source in sources if source.weight is not None]
+    if not shares:
+        return chosen
+    kept = [size[documents] for size, documents in zip(sizes, chosen, strict=True)]
+    return _mixed(kept, chosen, np.array(shares), seed)
+
+
 def _mixed(
-    stores: Sequence[TokenStore],
+    sizes: Sequence[Integers],
     chosen: Sequence[Integers],
     weights: npt.NDArray[np.float64],
     seed: int,
@@ -180,9 +220,6 @@ def _mixed(
     The source that lasts longest occurs once, so that every document is seen; the others come
     round again, as often as needed, the last time with some of their documents.
     """
-    sizes = [
-        np.diff(store.starts)[documents] for store, documents in zip(stores, chosen, strict=True)
-    ]
     totals = np.array([size.sum() for size in sizes])
     rounds = weights / totals / (weights / totals).min()
     entries = []
@@ -197,6 +234,29 @@ def _mixed(
 
 
 # ------------------------------------------------------------------------------------------ order
+def shared(step: int, batch_size: int, rank: int, world_size: int) -> range:
+    """Places, in the sequence of all epochs, of a rank's share of a step."""
+    if batch_size % world_size:
+        raise UserError(
+            f"a batch of {batch_size} sequences cannot be shared by {world_size} processes; "
+            "make it a multiple."
+        )
+    share = batch_size // world_size
+    first = step * batch_size + rank * share
+    return range(first, first + share)
+
+
+def nth_row(place: int, num_rows: int, seed: int) -> int:
+    """Which row lies at a place; each epoch has its own order of them."""
+    epoch, place = divmod(place, num_rows)
+    return int(shuffled(num_rows, seed, _EPOCH, epoch)[place])
+
+
+def in_order(count: int, seed: int) -> Integers:
+    """The order in which documents follow each other, before they are packed into rows."""
+    return shuffled(count, seed, _DOCUMENTS)
+
+
 @functools.lru_cache(maxsize=4)
 def shuffled(count: int, *key: int) -> Integers:
     """A permutation of range(count) that is a function of the key, on every machine and with every

@@ -1,15 +1,28 @@
-"""What the readers hand on: one document, as text whose parts may be learnt or are only given."""
+"""What the readers hand on: one document, as text whose parts may be learnt or are only given.
+
+Which documents are held out depends on a hash of their keys alone: it is the same for every seed,
+and documents of equal key are on the same side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from anyorder.core.errors import UserError
+from anyorder.core.plans import TAGS
+from anyorder.training.planning import encode_plan, without_plans
 
 if TYPE_CHECKING:
     from anyorder.model.tokenizer import Tokenizer
+
+
+Part = Literal["train", "validation", "test"]
+"""What is learnt from, what is watched meanwhile, what is looked at in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +33,54 @@ class Document:
     prompt: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
     """Of a chat; text and prompt are empty then."""
+    planned: bool = False
+    """Its text has the tags of planned diffusion (`training.planning`)."""
+    title: str = ""
+    """Of the book or file it belongs to, where there is one (`Source.hold_out`)."""
 
     @property
     def key(self) -> str:
-        """What decides between training and validation: documents of equal key stay together.
+        """What decides between training, validation and test: equal keys stay together.
 
-        With a prompt it is the prompt, so that no validation prompt was ever seen in training.
+        With a prompt it is the prompt, so that no validation prompt was ever seen in training; of
+        a chat all but the last message, for the same reason.
         """
-        return self.prompt or self.text or "\0".join(str(m.get("content")) for m in self.messages)
+        given = self.messages[:-1] or self.messages
+        return self.prompt or self.plain_text or "\0".join(str(m.get("content")) for m in given)
+
+    @property
+    def plain_text(self) -> str:
+        """Without plans."""
+        return without_plans(self.text) if self.planned else self.text
 
     @property
     def num_bytes(self) -> int:
         """Of its text in UTF-8."""
         contents = [str(message.get("content", "")) for message in self.messages]
-        return sum(len(part.encode()) for part in (self.prompt, self.text, *contents))
+        return sum(len(part.encode()) for part in (self.prompt, self.plain_text, *contents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Shares of the documents that are kept apart."""
+
+    validation: float = 0.0
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.validation < 0 or self.test < 0 or not self.validation + self.test < 1:
+            raise UserError(
+                "validation and test are shares from 0 whose sum is below 1, got "
+                f"{self.validation} and {self.test}."
+            )
+
+    def holds(self, part: Part, keys_D: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which documents belong to a part: the lowest keys are validation, the next ones test."""
+        validation = np.uint64(int(self.validation * 2**64))
+        test = np.uint64(int((self.validation + self.test) * 2**64))
+        if part == "validation":
+            return keys_D < validation
+        return keys_D >= test if part == "train" else (keys_D >= validation) & (keys_D < test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +111,19 @@ class Encoder:
         if document.messages:
             return self._chat(document.messages)
         prompt = [*self.before, *self._spell(document.prompt)]
-        text = [*self._spell(document.text), *self.after]
+        text = [*self._text(document), *self.after]
         return prompt + text, [False] * len(prompt) + [True] * len(text)
+
+    def _text(self, document: Document) -> list[int]:
+        if not document.planned:
+            return self._spell(document.text)
+        tags = self.tokenizer.plan_tokens
+        if tags is None:
+            raise UserError(
+                f"planned texts need the control tokens {' '.join(TAGS)}, of which the tokenizer "
+                "lacks some; use one that has them, such as one trained for planned_diffusion."
+            )
+        return encode_plan(document.text, tags, self._spell)
 
     def _spell(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special=False, parse_special=False) if text else []
@@ -105,3 +163,35 @@ class Encoder:
                 "that only ever appends."
             )
         return shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairEncoder:
+    """Documents with a prompt to two lists of token ids: an encoder's and a decoder's."""
+
+    tokenizer: Tokenizer
+    start: int
+    """Where a decoder's text begins: the tokenizer's start token, or else its end token."""
+    end: tuple[int, ...]
+    """What ends a decoder's text; learnt."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, start: int | None = None) -> PairEncoder:
+        """With the tokenizer's own tokens, but for a start token that is given."""
+        encoder = Encoder.of(tokenizer)
+        if not encoder.after:
+            raise UserError(
+                "an encoder-decoder needs to know where a text ends, but the tokenizer has no end "
+                "token; use one that has."
+            )
+        if start is None:
+            start = tokenizer.bos_token
+        if start is None:
+            start = min(tokenizer.end_tokens, default=encoder.after[0])
+        return cls(tokenizer=tokenizer, start=start, end=encoder.after)
+
+    def encode(self, document: Document) -> tuple[list[int], list[int]]:
+        """Source, as the engine encodes a prompt; start token, text and end token."""
+        source = self.tokenizer.encode(document.prompt, parse_special=False)
+        text = self.tokenizer.encode(document.text, add_special=False, parse_special=False)
+        return source, [self.start, *text, *self.end]

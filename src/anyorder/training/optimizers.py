@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from anyorder.model.transformer import Transformer
-from anyorder.training.config import OptimizerRecipe
+from anyorder.model.attention import Attention
+from anyorder.training.sections import OptimizerRecipe
+from anyorder.training.team import is_spread, part_of, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values near 1, from Jordan et al."""
@@ -43,13 +44,15 @@ class Muon:
             assert matrix_RC.grad is not None, "every matrix has a gradient after backward"
             mean_RC = self.state[matrix_RC]["momentum"]
             mean_RC.mul_(self._momentum).add_(matrix_RC.grad)
-            ahead_RC = matrix_RC.grad.add(mean_RC, alpha=self._momentum)
+            ahead_RC = whole(matrix_RC.grad.add(mean_RC, alpha=self._momentum))
+            update_RC = torch.cat(
+                [
+                    orthogonalize(part_RC).mul_(0.2 * max(part_RC.shape) ** 0.5)
+                    for part_RC in torch.split(ahead_RC, rows)
+                ]
+            )
             matrix_RC.mul_(1.0 - learning_rate * self._weight_decay)
-            parts = torch.split(matrix_RC, rows), torch.split(ahead_RC, rows)
-            pairs = zip(*parts, strict=True)
-            for part_RC, direction_RC in pairs:
-                scale = 0.2 * max(part_RC.shape) ** 0.5
-                part_RC.add_(orthogonalize(direction_RC), alpha=-learning_rate * scale)
+            matrix_RC.add_(part_of(update_RC, matrix_RC), alpha=-learning_rate)
 
 
 def orthogonalize(matrix_RC: torch.Tensor, num_iterations: int = 5) -> torch.Tensor:
@@ -65,12 +68,18 @@ def orthogonalize(matrix_RC: torch.Tensor, num_iterations: int = 5) -> torch.Ten
 
 
 class Optimizer:
-    """All parameters of a network, each with the optimiser that suits it."""
+    """All that is trained, each parameter with the optimiser that suits it."""
 
-    def __init__(self, network: Transformer, recipe: OptimizerRecipe) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        network: nn.Module,
+        recipe: OptimizerRecipe,
+    ) -> None:
+        """`parameters` are all that is trained, by name; some of them are the network's."""
         self._recipe = recipe
         self._names: dict[torch.Tensor, str] = {
-            parameter: name for name, parameter in network.named_parameters()
+            parameter: name for name, parameter in parameters.items()
         }
         hidden = dict(_hidden_matrices(network)) if recipe.name == "muon" else {}
         rest = [parameter for parameter in self._names if parameter not in hidden]
@@ -86,6 +95,8 @@ class Optimizer:
             lr=recipe.learning_rate,
             betas=(recipe.beta1, recipe.beta2),
             eps=recipe.epsilon,
+            # torch cannot take tensors with and without parts at once.
+            foreach=False if len({is_spread(p) for p in rest}) > 1 else None,
         )
 
     def step(self, factor: float) -> None:
@@ -121,16 +132,17 @@ class Optimizer:
             target[parameter][kind] = value.to(device)
 
 
-def _hidden_matrices(network: Transformer) -> Iterator[tuple[nn.Parameter, list[int]]]:
-    """The layers' matrices, with the rows of what each fuses."""
-    config = network.config
-    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-    for name, parameter in network.layers.named_parameters():
-        if parameter.dim() != 2:
+def _hidden_matrices(network: nn.Module) -> Iterator[tuple[nn.Parameter, list[int]]]:
+    """The matrices of the network's layers, with the rows of what each fuses."""
+    for name, parameter in network.named_parameters():
+        inside = "layers" in name.split(".")
+        if not inside or parameter.dim() != 2 or not parameter.requires_grad:
             continue
         rows = [len(parameter)]
-        if name.endswith("attention.qkv.weight"):
-            rows = [count * config.head_width for count in heads]
+        owner = network.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+        if name.endswith(".qkv.weight") and isinstance(owner, Attention):
+            heads = (owner.num_heads, owner.num_kv_heads, owner.num_kv_heads)
+            rows = [count * owner.head_width for count in heads]
         elif name.endswith("gate_up.weight"):
             rows = [len(parameter) // 2] * 2
         yield parameter, rows

@@ -7,6 +7,7 @@ reported and skipped, as `on_error` says. Compressed files are not read.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -15,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from anyorder.core.errors import UserError
+from anyorder.core.errors import InvalidRequest, UserError
 from anyorder.core.options import Range, validate
 from anyorder.training import corpora
 from anyorder.training.documents import Document
+from anyorder.training.planning import plan_text, without_plans
 
 Problem = Callable[[str], None]
 """Called with one line about each thing that was skipped."""
@@ -51,12 +53,25 @@ class Source:
     on_error: Annotated[Literal["stop", "skip"], "what to do about a line that cannot be read"] = (
         "stop"
     )
+    plan: Annotated[
+        Literal["none", "rules", "tagged"],
+        "for planned_diffusion: rules finds what can be written in parallel; tagged: the texts say",
+    ] = "none"
     weight: Annotated[
         float | None, Range(1e-6), "share of the tokens, relative to other sources; none: as it is"
     ] = None
+    hold_out: Annotated[
+        tuple[str, ...],
+        "titles of rows, or names of files, that are the validation data, in place of a share of "
+        "all documents: whole books, say, whose chapters would give each other away",
+    ] = ()
 
     def __post_init__(self) -> None:
         validate(self)
+        if isinstance(self.hold_out, str) or not all(isinstance(t, str) for t in self.hold_out):
+            raise InvalidRequest(f"hold_out must be a list of titles, got {self.hold_out!r}.")
+        if self.format == "chat" and self.plan != "none":
+            raise UserError("a chat has no plans; leave plan out.")
         if (self.path is None) == (self.corpus is None):
             raise UserError("a data source needs either a path or a corpus, and not both.")
 
@@ -106,9 +121,46 @@ def read(source: Source, problem: Problem) -> Iterator[Document]:
     if source.on_error == "stop":
         problem = _stop
     for file in source.files():
-        for document in _read_file(file, source, problem):
-            if document.messages or document.text.strip():
+        for number, document in enumerate(_read_file(file, source, problem), 1):
+            if not document.messages and not document.text.strip():
+                continue
+            try:
+                document = _planned(document, source)
+            except UserError as error:
+                problem(f"{file} document {number}: {str(error).rstrip('.')}")
+            else:
                 yield document
+
+
+def read_pairs(source: Source, problem: Problem) -> Iterator[Document]:
+    """The documents of a source, their prompts as they are, without the separator; a prompt that
+    is blank is a problem like a line that cannot be read."""
+    fields = source.format in ("jsonl", "parquet") and source.prompt is not None
+    if source.corpus is None and source.format != "pairs" and not fields:
+        raise UserError(
+            f"{source.name} is read as {source.format} and holds no pairs; an encoder-decoder "
+            "learns from pairs: format = 'pairs', or 'jsonl' or 'parquet' with prompt, the field "
+            "of the source."
+        )
+    if source.on_error == "stop":
+        problem = _stop
+    plain = dataclasses.replace(source, separator="")
+    for number, document in enumerate(read(plain, problem), 1):
+        if document.prompt.strip():
+            yield document
+        elif source.corpus is not None:
+            raise UserError(f"{source.corpus} holds no pairs; an encoder-decoder learns from them.")
+        else:
+            problem(f"{source.name}: pair {number} has an empty source")
+
+
+def _planned(document: Document, source: Source) -> Document:
+    """The document with plans, as the source asks for them."""
+    if source.plan == "none":
+        return document
+    text = plan_text(document.text) if source.plan == "rules" else document.text
+    without_plans(text)  # says what is wrong with the tags
+    return dataclasses.replace(document, text=text, planned=True)
 
 
 def _stop(message: str) -> None:
@@ -118,11 +170,14 @@ def _stop(message: str) -> None:
 def _read_file(file: Path, source: Source, problem: Problem) -> Iterator[Document]:
     kind = "jsonl" if source.corpus is not None else source.format
     if kind == "text":
-        yield Document(text="".join(f"{line}\n" for _, line in _lines(file, problem)))
+        text = "".join(f"{line}\n" for _, line in _lines(file, problem))
+        yield Document(text=text, title=file.name)
     elif kind == "paragraphs":
-        yield from _paragraphs(file, problem)
+        for document in _paragraphs(file, problem):
+            yield dataclasses.replace(document, title=file.name)
     elif kind == "pairs":
-        yield from _pairs(file, source, problem)
+        for document in _pairs(file, source, problem):
+            yield dataclasses.replace(document, title=file.name)
     else:
         rows = _parquet_rows(file, source) if kind == "parquet" else _json_rows(file, problem)
         convert = _chat if kind == "chat" else _corpus_row if source.corpus else _plain
@@ -132,7 +187,8 @@ def _read_file(file: Path, source: Source, problem: Problem) -> Iterator[Documen
             except UserError as error:
                 problem(f"{where} {error}")
             else:
-                yield document
+                title = row.get("title")
+                yield dataclasses.replace(document, title=str(title) if title else file.name)
 
 
 # ----------------------------------------------------------------------------------------- lines
@@ -198,7 +254,7 @@ def _parquet_rows(file: Path, source: Source) -> Iterator[tuple[str, Mapping[str
         raise UserError(
             "reading parquet needs pyarrow; install it with `pip install 'anyorder[parquet]'`."
         ) from None
-    wanted = [name for name in (source.text, source.prompt) if name is not None]
+    wanted = [name for name in (source.text, source.prompt, "title") if name is not None]
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:

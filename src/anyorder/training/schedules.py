@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from anyorder.training.config import ScheduleRecipe
+from anyorder.training.sections import ScheduleRecipe
 
 
 def factor(schedule: ScheduleRecipe, step: int, num_steps: int) -> float:

@@ -1,31 +1,22 @@
-"""From a recipe to what its run works on: network, tokenizer and data."""
+"""From a recipe to what its run works on: network, teacher, companion, tokenizer and data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from anyorder.core.batch import PackedBatch
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 from anyorder.core.objective import TrainingBatch
 from anyorder.model import catalog
-from anyorder.model.architecture import for_model_type
-from anyorder.model.checkpoint import open_folder
-from anyorder.model.fields import Fields
-from anyorder.model.loading import load_network
-from anyorder.model.safetensors_folder import read_json
-from anyorder.model.saving import llama_fields
+from anyorder.model.loaded import LoadedModel, load
 from anyorder.model.tokenizer import Tokenizer
-from anyorder.model.transformer import Transformer
 from anyorder.training.config import Recipe
-
-_SPREAD = 0.02
-"""Standard deviation of new weights, as in GPT-2 and LLaMA."""
+from anyorder.training.network import Surroundings, Trainee
 
 
 class Sequences(Protocol):
@@ -56,24 +47,6 @@ class TrainingData:
     """Changes when the data do."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decoder:
-    """A network as objectives see it (`core.objective.TrainableModel`)."""
-
-    network: Transformer
-    abilities: Abilities
-    fields: Mapping[str, Any]
-    """config.json of the checkpoint that it will be saved as."""
-
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states, with gradients."""
-        return self.network.hidden(batch)
-
-    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """float32 logits of some rows of `hidden`."""
-        return self.network.logits(hidden_MW)
-
-
 def tokenizer_folder(source: str) -> Path:
     """The folder of the model whose tokenizer is asked for."""
     found = catalog.resolve(source)
@@ -84,69 +57,81 @@ def tokenizer_folder(source: str) -> Path:
     return found.path
 
 
-def make_decoder(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Decoder:
-    """The recipe's model in float32: new, or loaded to be fine-tuned. UserError if the recipe asks
-    for what does not fit together."""
-    if recipe.model.init is None:
-        fields = _new_fields(recipe, tokenizer)
-        origin = "[model] of the recipe"
-        config = for_model_type("llama").config(Fields(fields, origin))
-        network = _new_network(Transformer.random(config, seed=recipe.run.seed, spread=_SPREAD))
-        name = "the recipe's model"
-    else:
-        folder = tokenizer_folder(recipe.source(recipe.model.init))
-        fields = read_json(folder / "config.json")
-        config, tensors = open_folder(folder)
-        network = load_network(config, tensors, dtype=torch.float32)
-        name = recipe.model.init
-    if tokenizer.vocabulary_size > config.vocabulary_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocabulary_size} tokens, but {name} has "
-            f"{config.vocabulary_size}; use the model's own tokenizer."
+def device_of(recipe: Recipe) -> torch.device:
+    """Where the passes run."""
+    kind = recipe.run.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(kind)
+
+
+def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Trainee:
+    """The recipe's network in float32, with teacher and companion. UserError if the recipe asks for
+    what does not fit together."""
+    tokenizer = Tokenizer.from_folder(data.tokenizer_folder)
+    teacher = None
+    if recipe.teacher is not None:
+        source = recipe.source(recipe.teacher.init)
+        teacher = load(source, dtype=recipe.run.dtype, device=device)
+        _check_fit(recipe, tokenizer, teacher.abilities)
+    trainee = recipe.model.make(
+        Surroundings(
+            tokenizer=tokenizer,
+            objective=recipe.objective,
+            length=max(recipe.data.length, recipe.data.source_length or 0),
+            seed=recipe.run.seed,
+            locate=recipe.source,
+            counts=lambda size: _counts(data.train, size),
+            teacher=teacher,
+            adapter=recipe.adapter,
         )
-    if recipe.data.length > config.context_length:
-        raise UserError(
-            f"[data] length is {recipe.data.length}, but the context of {name} is "
-            f"{config.context_length} tokens; lower length."
-        )
-    abilities = Abilities(
-        name=name,
-        vocabulary_size=config.vocabulary_size,
-        context_length=config.context_length,
-        end_tokens=config.end_tokens | tokenizer.end_tokens,
-        mask_token=tokenizer.mask_token,
-        num_layers=len(config.layers),
     )
+    abilities = trainee.abilities
+    _check_fit(recipe, tokenizer, abilities)
     recipe.objective.check(abilities)
-    network = network.to(device).train().requires_grad_(True)
-    return Decoder(network=network, abilities=abilities, fields=fields)
-
-
-def _new_fields(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    model = recipe.model
-    assert model.width is not None and model.layers is not None and model.heads is not None
-    # 8/3, so that the gated MLP has as many weights as a plain one of 4; a multiple of 32.
-    mlp_width = model.mlp_width or -(-model.width * 8 // (3 * 32)) * 32
-    return llama_fields(
-        vocabulary_size=tokenizer.vocabulary_size,
-        width=model.width,
-        num_layers=model.layers,
-        num_heads=model.heads,
-        num_kv_heads=model.kv_heads or model.heads,
-        mlp_width=mlp_width,
-        context_length=model.context or recipe.data.length,
-        tied_embeddings=model.tied_embeddings,
-        end_token=min(tokenizer.end_tokens, default=None),
+    # A companion draws its first weights from torch's own generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        companion = recipe.objective.companion(abilities)
+    return replace(
+        trainee,
+        network=trainee.network.to(device).train(),
+        abilities=recipe.objective.trained(abilities),
+        teacher=None if teacher is None else _frozen(teacher, tokenizer),
+        companion=None if companion is None else companion.to(device).train(),
+        tokenizer=tokenizer,
     )
 
 
-@torch.no_grad()
-def _new_network(network: Transformer) -> Transformer:
-    """Norms start at 1, and what each layer adds to the residual stream starts smaller the more
-    layers there are (GPT-2)."""
-    for name, parameter in network.named_parameters():
-        if "norm" in name:
-            parameter.fill_(1.0)
-        elif name.endswith(("attention.out.weight", "mlp.down.weight")):
-            parameter.mul_((2 * len(network.layers)) ** -0.5)
-    return network
+def _check_fit(recipe: Recipe, tokenizer: Tokenizer, abilities: Abilities) -> None:
+    if tokenizer.vocabulary_size > abilities.vocabulary_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocabulary_size} tokens, but {abilities.name} has "
+            f"{abilities.vocabulary_size}; use the model's own tokenizer."
+        )
+    if recipe.data.length > abilities.context_length:
+        raise UserError(
+            f"[data] length is {recipe.data.length}, but the context of {abilities.name} is "
+            f"{abilities.context_length} tokens; lower length."
+        )
+    source_length = recipe.data.source_length or recipe.data.length
+    if recipe.objective.needs_sources and source_length > (abilities.source_length or math.inf):
+        raise UserError(
+            f"[data] source_length is {source_length}, but {abilities.name} reads sources of up to "
+            f"{abilities.source_length} tokens; lower it, or give a new [model] more context."
+        )
+
+
+def _counts(data: Sequences, size: int) -> torch.Tensor:
+    counts = torch.zeros(size, dtype=torch.int64)
+    for number in range(data.num_sequences):
+        batch = data.batch(number, batch_size=1)
+        counts += torch.bincount(batch.tokens_BT[batch.targets_BT], minlength=size)
+    return counts
+
+
+def _frozen(teacher: LoadedModel, tokenizer: Tokenizer) -> Trainee:
+    network = teacher.network
+    assert isinstance(network, torch.nn.Module), "what a folder holds is a module"
+    network.requires_grad_(False)
+    return Trainee(network=network, abilities=teacher.abilities, tokenizer=tokenizer)

@@ -8,21 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anyorder.core.errors import UserError
+from anyorder.model import catalog
+from anyorder.model.gguf import GGUFFile
+from anyorder.model.safetensors_folder import read_json
 from anyorder.model.saving import whole_folder
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
-from anyorder.training.data import PackedDataset, prepare
+from anyorder.training.data import prepare
+from anyorder.training.documents import Part
+from anyorder.training.pairs import prepare_pairs
 from anyorder.training.readers import Source, read
-from anyorder.training.setup import TrainingData, tokenizer_folder
+from anyorder.training.setup import Sequences, TrainingData
 from anyorder.training.token_store import Progress
-from anyorder.training.tokenizers import train_tokenizer
+from anyorder.training.tokenizers import train_tokenizer, unpack_tokenizer
 
 
 def open_data(
     recipe: Recipe, output: Path, *, resumed: bool, progress: Progress | None = None
 ) -> TrainingData:
-    """The recipe's data. A trained tokenizer is kept in `output` for when the run is resumed, and
-    so are the tokens."""
+    """The recipe's data. A tokenizer that is trained, or taken out of a GGUF file, is kept in
+    `output` for when the run is resumed, and so are the tokens."""
     sources = [
         source
         if source.path is None
@@ -32,37 +37,70 @@ def open_data(
     folder = _tokenizer(recipe, sources, output / "tokenizer", resumed=resumed)
     tokenizer = Tokenizer.from_folder(folder)
 
-    def part(validation: bool) -> PackedDataset:
-        return prepare(
+    data, seed = recipe.data, recipe.run.seed
+
+    def part(name: Part) -> Sequences:
+        if not recipe.objective.needs_sources:
+            return prepare(
+                sources,
+                tokenizer,
+                output / "data",
+                length=data.length,
+                seed=seed,
+                validation=data.validation,
+                test=data.test,
+                part=name,
+                progress=progress,
+            )
+        return prepare_pairs(
             sources,
             tokenizer,
             output / "data",
-            length=recipe.data.length,
-            seed=recipe.run.seed,
-            validation=recipe.data.validation,
-            part="validation" if validation else "train",
+            length=data.length,
+            source_length=data.source_length or data.length,
+            start=_start_token(recipe),
+            seed=seed,
+            validation=data.validation,
+            test=data.test,
+            part=name,
             progress=progress,
         )
 
     prints = "".join(source.fingerprint() for source in sources)
     return TrainingData(
-        train=part(False),
-        validation=part(True) if recipe.data.validation else None,
+        train=part("train"),
+        validation=part("validation") if data.validation else None,
         tokenizer_folder=folder,
         fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
     )
 
 
+def _start_token(recipe: Recipe) -> int | None:
+    """Where texts of the model to fine-tune begin; None for a new one."""
+    if recipe.model.source is None:
+        return None
+    folder = catalog.resolve(recipe.source(recipe.model.source)).path
+    start = read_json(folder / "config.json").get("decoder_start_token_id")
+    return start if isinstance(start, int) else None
+
+
 def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed: bool) -> Path:
     size = recipe.data.vocabulary
     if size is None:
-        named = recipe.data.tokenizer or recipe.model.init
+        named = recipe.tokenizer
         assert named is not None, "a recipe has a tokenizer"
-        return tokenizer_folder(recipe.source(named))
+        found = catalog.resolve(recipe.source(named))
+        if found.kind == "folder":
+            return found.path
+        if not (resumed and trained.exists()):
+            with whole_folder(trained) as partial:
+                unpack_tokenizer(GGUFFile(found.path).metadata, partial)
+        return trained
     if not (resumed and trained.exists()):
         texts = _texts(sources)
         with whole_folder(trained) as partial:
-            train_tokenizer(texts, partial, size=size)
+            further = recipe.objective.control_tokens
+            train_tokenizer(texts, partial, size=size, further=further)
     return trained
 
 
@@ -75,7 +113,7 @@ def _texts(sources: list[Source]) -> Iterator[str]:
                     "name a model whose tokenizer to use."
                 )
             yield document.prompt
-            yield document.text
+            yield document.plain_text
 
 
 def _ignore(message: str) -> None:

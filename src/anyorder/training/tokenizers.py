@@ -1,5 +1,5 @@
 """Trains a byte-level BPE tokenizer (GPT-2's kind: every byte is a token, so any text can be
-written) and saves it as a folder that `model.tokenizer` opens.
+written) and saves it as a folder that `model.tokenizer` opens; a GGUF file's tokenizer likewise.
 
 Text is split as GPT-2 does. Other kinds (unigram, WordPiece) are not trained.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from anyorder.core.errors import UserError
+from anyorder.model.gguf_tokenizer import read_gguf_tokenizer
 from anyorder.model.tokenizer import Tokenizer
 
 END_OF_TEXT, MASK = "<|endoftext|>", "<|mask|>"
@@ -18,6 +20,23 @@ CONTROL = {"eos_token": END_OF_TEXT, "mask_token": MASK}
 """The control tokens that a tokenizer has unless told otherwise, by role."""
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
+
+
+def unpack_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
+    """Save the tokenizer of a GGUF file with this metadata. Raises `CheckpointError`."""
+    source = read_gguf_tokenizer(metadata)
+    names = {token: text for text, token in source.control.items()}
+    roles = {
+        "bos_token": source.bos,
+        "eos_token": next(iter(source.eos), None),
+        "unk_token": source.unknown,
+        "mask_token": source.mask,
+    }
+    config = {role: names[token] for role, token in roles.items() if token in names}
+    if source.chat_template is not None:
+        config["chat_template"] = source.chat_template
+    (folder / "tokenizer.json").write_text(Tokenizer(source).to_json(), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), "utf-8")
 
 
 def train_tokenizer(

@@ -2,36 +2,37 @@
 
 A run is a function of its recipe: every step's data and noise depend on the recipe's seed and the
 step alone, and a checkpoint holds everything else, so that on a CPU a run that was killed and
-started again goes through exactly the numbers of one that was not. On a GPU some sums are added in
-another order every time. One process; weights and optimiser are float32, arithmetic by the recipe.
+started again goes through exactly the numbers of one that was not. On a GPU, and with another
+number of processes, sums are added in another order. Weights and optimiser are float32, arithmetic
+is as the recipe says.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from anyorder.core.errors import CheckpointError, TrainingStopped, UserError
-from anyorder.core.objective import Loss, TrainingBatch
-from anyorder.model.saving import save_model
+from anyorder.core.objective import TrainingBatch
 from anyorder.model.settings import settings
-from anyorder.model.tokenizer import Tokenizer
 from anyorder.training import checkpoints
 from anyorder.training.checkpoints import Checkpoint
 from anyorder.training.config import Recipe, difference
 from anyorder.training.metrics import MetricsFile, StepMetrics
 from anyorder.training.optimizers import Optimizer
+from anyorder.training.passes import Passes, split
 from anyorder.training.schedules import factor
-from anyorder.training.setup import TrainingData, make_decoder
+from anyorder.training.setup import TrainingData, device_of, make_trainee
 from anyorder.training.sources import open_data
+from anyorder.training.team import Team
 from anyorder.training.token_store import Progress
 
 _SMOOTHING = 0.9
@@ -52,9 +53,11 @@ class Trainer:
         data: TrainingData | None = None,
         watch: Callable[[StepMetrics], None] | None = None,
         progress: Progress | None = None,
+        team: Team | None = None,
     ) -> None:
         """`data`: other than what the recipe's [data] names. `watch` is told of every step,
-        `progress` of how the data are prepared.
+        `progress` of how the data are prepared. `team`: the processes of the run; each has a
+        trainer.
 
         Raises UserError for whatever keeps the recipe from being trained."""
         assert recipe.run.output is not None, "a recipe is given its output folder before it runs"
@@ -69,30 +72,33 @@ class Trainer:
         checkpoint = None if found is None else checkpoints.read_checkpoint(found)
         if checkpoint is not None:
             self._compare(checkpoint)
-        kind = recipe.run.device
-        if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(kind)
+        self._team = team = team or Team()
+        if recipe.run.accumulation % team.num_shares:
+            raise UserError(
+                f"[run] accumulation is {recipe.run.accumulation}, and the passes of a step cannot "
+                f"be dealt evenly to {team.num_shares} processes; make it a multiple (the result "
+                "stays the same)."
+            )
+        device = device_of(recipe)
+
+        def prepared(resumed: bool) -> TrainingData:
+            return open_data(recipe, self.output, resumed=resumed, progress=progress)
+
         if data is None:
-            data = open_data(recipe, self.output, resumed=checkpoint is not None, progress=progress)
+            # What the leader has prepared is there for the others.
+            data = team.lead(lambda: prepared(checkpoint is not None)) or prepared(True)
         if checkpoint is not None and checkpoint.data != data.fingerprint:
             raise CheckpointError(
                 f"the data have changed since {self.output} was begun; bring the old ones back, or "
                 "give another output folder."
             )
         self._data = data
-        tokenizer = Tokenizer.from_folder(data.tokenizer_folder)
-        self._model = make_decoder(recipe, tokenizer, self._device)
-        self._network = self._model.network
-        self._worker = self._model
-        """Runs the passes; in bfloat16 a copy of the float32 weights that are trained."""
-        if recipe.run.dtype == "bfloat16":
-            copied = copy.deepcopy(self._network).to(torch.bfloat16)
-            self._worker = dataclasses.replace(self._model, network=copied)
-        self._optimizer = Optimizer(self._network, recipe.optimizer)
+        self._passes = Passes(make_trainee(recipe, data, device), recipe, device, team)
+        parameters = dict(self._passes.parameters())
+        self._optimizer = Optimizer(parameters, self._passes.trainee.network, recipe.optimizer)
         self._ema: dict[str, torch.Tensor] = {}
         if recipe.run.ema is not None:
-            self._ema = {name: p.detach().clone() for name, p in self._parameters()}
+            self._ema = {name: p.detach().clone() for name, p in parameters.items()}
         self._watch = watch
         self._smoothed, self._lowest = math.nan, math.inf
         if checkpoint is not None:
@@ -101,50 +107,57 @@ class Trainer:
     def run(self) -> Path:
         """Train what is left to train; returns the folder of the finished model."""
         run = self.recipe.run
-        self.output.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(self.output / "metrics.jsonl", done=self.step)
+        metrics = self._team.lead(self._open_metrics)
         try:
             while self.step < run.steps:
                 line = self._train_step(self.step + 1)
                 self.step += 1
-                metrics.write(line)
-                if self._watch is not None:
-                    self._watch(line)
+                if metrics is not None:
+                    metrics.write(line)
+                    if self._watch is not None:
+                        self._watch(line)
                 if self.step % run.checkpoint_every == 0 or self.step == run.steps:
-                    metrics.flush()
+                    if metrics is not None:
+                        metrics.flush()
                     self._save()
         finally:
-            metrics.close()
-        if run.export == "end" or not (self.output / "model").exists():
+            if metrics is not None:
+                metrics.close()
+        missing = self._team.gather(not (self.output / "model").exists())[0]
+        if run.export == "end" or missing:
             self._export()
         return self.output / "model"
+
+    def _open_metrics(self) -> MetricsFile:
+        self.output.mkdir(parents=True, exist_ok=True)
+        return MetricsFile(self.output / "metrics.jsonl", done=self.step)
 
     # ------------------------------------------------------------------------------------ a step
     def _train_step(self, step: int) -> StepMetrics:
         run = self.recipe.run
         started = time.perf_counter()
-        batch = self._data.train.batch(step - 1, batch_size=run.batch_size)
+        shares = {"rank": self._team.share, "world_size": self._team.num_shares}
+        batch = self._data.train.batch(step - 1, batch_size=run.batch_size, **shares)
+        batch = dataclasses.replace(batch, progress=(step - 1) / run.steps)
         rate = factor(self.recipe.schedule, step, run.steps)
         try:
-            loss, extras = self._gradient(batch, self._generator(step))
+            loss, extras = self._gradient(batch, step)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"a pass over {run.batch_size // run.accumulation} sequences of "
                 f"{batch.tokens_BT.shape[1]} tokens does not fit into memory; raise [run] "
                 "accumulation (the result stays the same), or lower batch_size or [data] length."
             ) from None
-        parameters = [p for _, p in self._parameters()]
-        limit = math.inf if run.clip is None else run.clip
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = self._passes.clip(math.inf if run.clip is None else run.clip)
         if not math.isfinite(norm):
             self._stop(step, f"the gradient's norm is {norm}")
         self._optimizer.step(rate)
         if run.ema is not None:
             # Less memory at first, when the weights have little in common with where they lead.
             decay = min(run.ema, step / (10 + step))
-            for name, parameter in self._parameters():
+            for name, parameter in self._passes.parameters():
                 self._ema[name].lerp_(parameter.detach(), 1.0 - decay)
-        num_tokens = int((batch.documents_BT >= 0).sum())
+        num_tokens = int((batch.documents_BT >= 0).sum()) * self._team.num_shares
         seconds = time.perf_counter() - started
         validation = None
         if step % run.validate_every == 0 or step == run.steps:
@@ -159,23 +172,23 @@ class Trainer:
             extras=extras,
         )
 
-    def _gradient(
-        self, batch: TrainingBatch, rng: torch.Generator
-    ) -> tuple[float, dict[str, float]]:
+    def _gradient(self, batch: TrainingBatch, step: int) -> tuple[float, dict[str, float]]:
         """Leaves the gradient of the mean loss in the parameters; returns the mean and the means
-        of the objective's metrics. However many passes it takes, the gradient is that of one."""
-        for _, parameter in self._parameters():
+        of the objective's metrics. However many passes and processes it takes, the gradient is
+        that of one pass, and the noise of a sequence is the same."""
+        for _, parameter in self._passes.parameters():
             parameter.grad = None
         total, weight, extras = 0.0, 0.0, Counter[str]()
-        self._refresh()
-        for part in _split(batch, self.recipe.run.accumulation):
-            loss = self._loss(part, rng)
+        count = self.recipe.run.accumulation // self._team.num_shares
+        self._passes.refresh()
+        for number, part in enumerate(split(batch, count), start=self._team.share * count):
+            loss = self._passes.loss(part, self._generator(step, number))
             loss.total.backward()  # type: ignore[no-untyped-call]
-            self._collect()
+            self._passes.collect()
             total += loss.total.item()
             weight += loss.weight
             extras.update(loss.metrics)
-        step = self.step + 1
+        total, weight, extras = self._summed(total, weight, extras)
         if not weight:
             self._stop(step, "no token of the batch is a target")
         mean = total / weight
@@ -190,36 +203,20 @@ class Trainer:
                 f"the loss diverges: {self._smoothed:.4g} over the last steps after "
                 f"{self._lowest:.4g}",
             )
-        for name, parameter in self._parameters():
+        for name, parameter in self._passes.parameters():
             assert parameter.grad is not None, f"the objective leaves {name} without a gradient"
             parameter.grad.div_(weight)
         return mean, {name: value / weight for name, value in extras.items()}
 
-    def _loss(self, batch: TrainingBatch, rng: torch.Generator) -> Loss:
-        batch = TrainingBatch(
-            tokens_BT=batch.tokens_BT.to(self._device),
-            documents_BT=batch.documents_BT.to(self._device),
-            targets_BT=batch.targets_BT.to(self._device),
-        )
-        return self.recipe.objective.loss(self._worker, batch, rng)
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        """Round the weights anew for the passes."""
-        if self._worker is not self._model:
-            pairs = zip(self._worker.network.parameters(), self._network.parameters(), strict=True)
-            for rounded, exact in pairs:
-                rounded.copy_(exact)
-
-    def _collect(self) -> None:
-        """Add up the gradients of bfloat16 passes in float32."""
-        if self._worker is not self._model:
-            pairs = zip(self._worker.network.parameters(), self._network.parameters(), strict=True)
-            for rounded, exact in pairs:
-                if rounded.grad is not None:
-                    new = rounded.grad.float()
-                    exact.grad = new if exact.grad is None else exact.grad.add_(new)
-                    rounded.grad = None
+    def _summed(
+        self, total: float, weight: float, extras: Mapping[str, float]
+    ) -> tuple[float, float, Counter[str]]:
+        """What the processes' passes cost together."""
+        shares = self._team.gather_shares([total, weight, dict(extras)])
+        extras = Counter()
+        for _, _, share in shares:
+            extras.update(share)
+        return sum(share[0] for share in shares), sum(share[1] for share in shares), extras
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -230,41 +227,44 @@ class Trainer:
             return None
         size = min(self.recipe.run.batch_size // self.recipe.run.accumulation, data.num_sequences)
         count = min(self.recipe.run.validation_batches, data.num_sequences // size)
-        rng = self._generator(0)
         total = weight = 0.0
         with self._averaged():
-            self._refresh()
-            for index in range(count):
-                loss = self._loss(data.batch(index, batch_size=size), rng)
-                total += loss.total.item()
-                weight += loss.weight
+            self._passes.refresh()
+            # All processes run as many passes; what is beyond the last batch does not count.
+            rounds = -(-count // self._team.num_shares)
+            for index in range(
+                self._team.share, rounds * self._team.num_shares, self._team.num_shares
+            ):
+                batch = data.batch(index % count, batch_size=size)
+                loss = self._passes.loss(batch, self._generator(0, index))
+                if index < count:
+                    total += loss.total.item()
+                    weight += loss.weight
+        total, weight, _ = self._summed(total, weight, {})
         return total / weight if weight else None
 
     # ------------------------------------------------------------------------------------- state
     def _save(self) -> None:
-        checkpoints.save_checkpoint(
-            self.output / "checkpoints",
-            Checkpoint(
-                step=self.step,
-                recipe=self.recipe.fields(),
-                data=self._data.fingerprint,
-                watch={"smoothed": self._smoothed, "lowest": self._lowest},
-                weights={name: p.detach() for name, p in self._parameters()},
-                optimizer=self._optimizer.state(),
-                ema=self._ema,
-            ),
+        checkpoint = Checkpoint(
+            step=self.step,
+            recipe=self.recipe.fields(),
+            data=self._data.fingerprint,
+            watch={"smoothed": self._smoothed, "lowest": self._lowest},
+            weights=self._passes.whole({n: p.detach() for n, p in self._passes.parameters()}),
+            optimizer=self._passes.whole(self._optimizer.state()),
+            ema=self._passes.whole(self._ema),
         )
+        folder = self.output / "checkpoints"
+        self._team.lead(lambda: checkpoints.save_checkpoint(folder, checkpoint))
         if self.recipe.run.export == "checkpoints":
             self._export()
 
     def _export(self) -> None:
         with self._averaged():
-            save_model(
-                self.output / "model",
-                self._network,
-                self._model.fields,
-                self._data.tokenizer_folder,
-            )
+            trainee = self._passes.finished()
+            tokenizer_folder = self._data.tokenizer_folder
+            save = self.recipe.model.save
+            self._team.lead(lambda: save(self.output / "model", trainee, tokenizer_folder))
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         differs = difference(self.recipe.fields(), checkpoint.recipe)
@@ -276,32 +276,34 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for name, parameter in self._parameters():
-            parameter.copy_(checkpoint.weights[name])
-        self._optimizer.restore(checkpoint.optimizer)
-        self._ema = {name: value.to(self._device) for name, value in checkpoint.ema.items()}
+        weights = self._passes.parts(checkpoint.weights)
+        for name, parameter in self._passes.parameters():
+            parameter.copy_(weights[name])
+        self._optimizer.restore(self._passes.parts(checkpoint.optimizer))
+        self._ema = self._passes.parts(checkpoint.ema)
         self._smoothed, self._lowest = checkpoint.watch["smoothed"], checkpoint.watch["lowest"]
         self.step = checkpoint.step
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The running mean in place of the weights, where there is one."""
-        own = {name: parameter.data for name, parameter in self._parameters()}
+        parameters = dict(self._passes.parameters())
+        with torch.no_grad():
+            own = {name: parameters[name].detach().clone() for name in self._ema}
+            for name, mean in self._ema.items():
+                parameters[name].copy_(mean)
         try:
-            for name, parameter in self._parameters():
-                parameter.data = self._ema.get(name, parameter.data)
             yield
         finally:
-            for name, parameter in self._parameters():
-                parameter.data = own[name]
+            with torch.no_grad():
+                for name, values in own.items():
+                    parameters[name].copy_(values)
 
-    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return self._network.named_parameters()
-
-    def _generator(self, step: int) -> torch.Generator:
-        """The randomness of a step (1, 2, ...), or of validation (0)."""
-        # Seeds of different runs are far apart: their steps never meet.
-        return torch.Generator().manual_seed((self.recipe.run.seed * 2**32 + step) % 2**63)
+    def _generator(self, step: int, part: int) -> torch.Generator:
+        """The randomness of a part of a step (1, 2, ...), or of a batch of validation (0)."""
+        key = f"{self.recipe.run.seed} {step} {part}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) % 2**63
+        return torch.Generator().manual_seed(seed)
 
     def _stop(self, step: int, why: str) -> None:
         found = checkpoints.latest(self.output / "checkpoints")
@@ -311,11 +313,3 @@ class Trainer:
             else f"the last good checkpoint is {found}"
         )
         raise TrainingStopped(f"training stopped at step {step}: {why}; {last}. {_ADVICE}")
-
-
-def _split(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
-    """The batch's sequences in consecutive parts of equal size."""
-    tensors = (batch.tokens_BT, batch.documents_BT, batch.targets_BT)
-    pieces = (tensor.chunk(num_parts) for tensor in tensors)
-    for tokens_BT, documents_BT, targets_BT in zip(*pieces, strict=True):
-        yield TrainingBatch(tokens_BT=tokens_BT, documents_BT=documents_BT, targets_BT=targets_BT)

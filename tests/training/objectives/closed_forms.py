@@ -13,13 +13,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tests.training.objectives import pair_forms, rollout_forms
 from tests.training.objectives.toys import ToyModel
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.objective import Objective
+from anyorder.core.plans import span_numbers
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
+from anyorder.training.objectives.distillation import Distillation
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 from anyorder.training.objectives.next_token import NextToken
+from anyorder.training.objectives.planned_diffusion import PlannedDiffusion
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
 
 Document = list[int]
@@ -60,6 +64,27 @@ def next_token(
         visible = torch.ones(place, place, dtype=torch.bool).tril()
         found = predictions(model, [document[:place]], visible, ban=False)
         total -= float(found[0, -1, document[place]])
+    return total
+
+
+def distillation(
+    objective: Distillation, model: ToyModel, document: Document, targets: Targets
+) -> float:
+    """Every prefix alone, to both."""
+    assert isinstance(model.teacher, ToyModel)
+    total = 0.0
+    for place in targets:
+        visible = torch.ones(place, place, dtype=torch.bool).tril()
+        ours, theirs = (
+            predictions(each, [document[:place]], visible, ban=False)[0, -1]
+            for each in (model, model.teacher)
+        )
+        heat = objective.temperature
+        p, q = ((table / heat).log_softmax(-1) for table in (theirs, ours))
+        if objective.divergence == "reverse":
+            p, q = q, p
+        soft = heat**2 * float((p.exp() * (p - q)).sum())
+        total += (1 - objective.text) * soft - objective.text * float(ours[document[place]])
     return total
 
 
@@ -149,11 +174,57 @@ def uniform_diffusion(
     return mean_over(integrand, low, high, nodes=200)
 
 
+def planned_diffusion(
+    objective: PlannedDiffusion, model: ToyModel, document: Document, targets: Targets
+) -> float:
+    """Text token by token and all sets of masks of each span, each as it is decoded: text behind
+    the clean tokens of its past, a span while all that it sees is clean."""
+    tags = model.abilities.plan_tokens
+    assert tags is not None
+    spans = span_numbers(document, tags)
+    text = [place for place, span in enumerate(spans) if span < 0]
+
+    def sees(query: int, key: int) -> bool:
+        if spans[key] < 0:
+            return key <= query
+        return spans[key] == spans[query] or tags.sync in document[key : query + 1]
+
+    def visible(length: int) -> torch.Tensor:
+        return torch.tensor([[sees(i, j) for j in range(length)] for i in range(length)])
+
+    total = 0.0
+    for last, place in itertools.pairwise(text):
+        if place in targets:
+            found = predictions(model, [document[: last + 1]], visible(last + 1), ban=False)
+            total -= float(found[0, last, document[place]])
+    for span in range(max(spans) + 1):
+        inside = [place for place, number in enumerate(spans) if number == span]
+        end = inside[-1] + 1
+        learnt = [
+            place
+            for place in inside
+            if place in targets and document[place] not in (tags.span, tags.span_end)
+        ]
+        if learnt:
+            cost = masked_part(model, document[:end], learnt, visible(end), objective.min_noise, 1)
+            total += objective.span_weight * cost
+    return total
+
+
 CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "next_token": next_token,
     "masked_diffusion": masked_diffusion,
     "uniform_diffusion": uniform_diffusion,
     "block_diffusion": block_diffusion,
+    "planned_diffusion": planned_diffusion,
+    "distillation": distillation,
+    "span_infill": rollout_forms.span_infill,
+    "scheduled_sampling": rollout_forms.scheduled_sampling,
+    "policy_gradient": rollout_forms.policy_gradient,
+    "adversarial": rollout_forms.adversarial,
+    "encoder_decoder": pair_forms.encoder_decoder,
+    "mask_predict": pair_forms.mask_predict,
+    "dag": pair_forms.dag,
 }
 
 

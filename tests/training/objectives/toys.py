@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,16 @@ from tests.tiny import tiny_config
 from anyorder.core.batch import PackedBatch
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
+from anyorder.core.plans import PlanTokens
 from anyorder.model.config import LayerConfig, Rope
+from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.transformer import Transformer
+from anyorder.training import rollouts
+from anyorder.training.objectives.dag import Dag
+from anyorder.training.objectives.mask_predict import MaskPredict
+
+PLAN = PlanTokens(topic=50, topic_end=51, span=52, span_end=53, sync=54, pad=55, digits={})
+"""Tags among the toys' tokens; in the smallest vocabularies none of them occurs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,12 +32,55 @@ class ToyModel:
 
     network: Transformer
     abilities: Abilities
+    teacher: TrainableModel | None = None
+    companion: torch.nn.Module | None = None
+    seed: int = 0
+    spread: float = 0.2
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         return self.network.hidden(batch)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         return self.network.logits(hidden_MW)
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        return self.network.heads(hidden_MW)
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        return self._pair.encode(batch)
+
+    def length_logits(self, states_MW: torch.Tensor) -> torch.Tensor:
+        return self._pair.length_logits(states_MW)
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        return self._pair.links(hidden_DLW, num_vertices_D)
+
+    @property
+    def _pair(self) -> EncoderDecoder:
+        assert isinstance(self.network, EncoderDecoder), "see equip()"
+        return self.network
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        rng: torch.Generator,
+        top_p: float = 1.0,
+    ) -> list[list[int]]:
+        return rollouts.generate(
+            self.network,
+            self.abilities,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rng=rng,
+            top_p=top_p,
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
 
 
 def toy_model(
@@ -49,8 +100,55 @@ def toy_model(
         vocabulary_size=vocabulary,
         context_length=config.context_length,
         mask_token=vocabulary - 1 if mask else None,
+        # Any ids do; in a vocabulary of two symbols, these.
+        infill_tokens=(0, 1, 0) if vocabulary < 8 else (vocabulary - 4, vocabulary - 3, 7),
+        plan_tokens=PLAN,
     )
-    return ToyModel(network=network, abilities=abilities)
+    return ToyModel(network=network, abilities=abilities, seed=seed, spread=spread)
+
+
+def equip(model: ToyModel, objective: Objective) -> ToyModel:
+    """The model with what the objective needs besides it: an encoder, another model as its teacher,
+    and its companion."""
+    if objective.needs_sources:
+        model = with_encoder(
+            model, lengths=isinstance(objective, MaskPredict), links=isinstance(objective, Dag)
+        )
+    teacher = None
+    if objective.needs_teacher:
+        config = model.network.config
+        network = Transformer.random(config, seed=77, spread=0.3, dtype=torch.float64)
+        teacher = ToyModel(network=network, abilities=model.abilities)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        companion = objective.companion(model.abilities)
+    companion = None if companion is None else companion.double()
+    return replace(model, teacher=teacher, companion=companion)
+
+
+def with_encoder(model: ToyModel, *, lengths: bool = False, links: bool = False) -> ToyModel:
+    """A model like it with an encoder, and where wanted with a length head or with links."""
+    config = model.network.config
+    encoder = replace(config, tied_embeddings=True)
+    changes: dict[str, Any] = {"encoder": encoder, "length_classes": 32 * lengths}
+    if links:
+        changes |= {"link_heads": 2, "vertices_per_token": 5}
+    network = EncoderDecoder.random(
+        replace(config, **changes), seed=model.seed, spread=model.spread, dtype=torch.float64
+    )
+    network.requires_grad_(True)
+    abilities = replace(
+        model.abilities,
+        source_length=config.context_length,
+        num_lengths=32 * lengths,
+        vertices_per_token=5 * links,
+    )
+    return replace(model, network=network, abilities=abilities)
+
+
+def source_of(number: int) -> list[int]:
+    """The source that `pack` gives to a row's documents by their number."""
+    return [[1, 0, 1], [0, 1], [1, 1, 0, 0]][number % 3]
 
 
 def tiniest_model(vocabulary: int, *, mask: bool) -> ToyModel:
@@ -65,7 +163,25 @@ def pack(
     given: Sequence[tuple[int, int]] = (),
     length: int = 0,
 ) -> TrainingBatch:
-    """Rows of documents, padded to the longest; `given` are (row, place) of no targets."""
+    """Rows of documents, padded to the longest; `given` are (row, place) of no targets. Each
+    document has a source too, for objectives that want one."""
+    tokens, documents = _padded(rows, length)
+    targets = documents >= 0
+    for index, place in given:
+        targets[index, place] = False
+    sources, source_documents = _padded([list(map(source_of, range(len(row)))) for row in rows])
+    return TrainingBatch(
+        tokens_BT=tokens,
+        documents_BT=documents,
+        targets_BT=targets,
+        sources_BS=sources,
+        source_documents_BS=source_documents,
+    )
+
+
+def _padded(
+    rows: Sequence[Sequence[Sequence[int]]], length: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     length = max(length, *(sum(map(len, row)) for row in rows))
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     documents = torch.full((len(rows), length), -1)
@@ -75,19 +191,19 @@ def pack(
         documents[index, : len(flat)] = torch.tensor(
             [number for number, document in enumerate(row) for _ in document]
         )
-    targets = documents >= 0
-    for index, place in given:
-        targets[index, place] = False
-    return TrainingBatch(tokens_BT=tokens, documents_BT=documents, targets_BT=targets)
+    return tokens, documents
 
 
 def repeat(batch: TrainingBatch, times: int) -> TrainingBatch:
     """Every row so many times."""
-    return TrainingBatch(
-        tokens_BT=batch.tokens_BT.repeat(times, 1),
-        documents_BT=batch.documents_BT.repeat(times, 1),
-        targets_BT=batch.targets_BT.repeat(times, 1),
-    )
+    return each(batch, lambda tensor: tensor.repeat(times, 1))
+
+
+def each(batch: TrainingBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainingBatch:
+    """The batch with every tensor changed alike."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    changed = {name: change(v) for name, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(batch, **changed)
 
 
 def words(seed: int, length: int, vocabulary: int = 60) -> list[int]:

@@ -4,7 +4,8 @@ Each group of a packed batch is one padded call. Masks are additive and made onc
 of layer, because torch would otherwise convert a boolean mask again in every layer.
 
 Shape suffixes: N tokens of one group, R requests, Q queries per request, K keys per request,
-H query heads, G key/value heads, J = H / G query heads that share a key head, D head width.
+S tokens of an encoder, H query heads, G key/value heads, J = H / G query heads that share a key
+head, D head width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from anyorder.core.batch import AttentionGroup, KeyValuePool
+from anyorder.core.batch import AttentionGroup, CrossMemory, KeyValuePool
+from anyorder.model.relative import RelativeBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class Pattern:
     """A query sees keys less than this many positions before it."""
     slopes: tuple[float, ...] | None = None
     """ALiBi: per head, what a score loses for each position of distance."""
+    relative: RelativeBias | None = None
+    """What is added to a score for its distance, per head."""
 
 
 def attend(
@@ -72,13 +76,43 @@ def attend(
     return mixed.transpose(1, 2).reshape(num_rows, -1)
 
 
+def attend_memory(
+    queries_NHD: torch.Tensor,
+    keys_RSGD: torch.Tensor,
+    values_RSGD: torch.Tensor,
+    group: AttentionGroup,
+    memory: CrossMemory,
+    scale: float,
+) -> torch.Tensor:
+    """What the group's tokens read from an encoder's, [N, H * D]."""
+    num_rows, num_heads, width = queries_NHD.shape
+    queries_RQHD = queries_NHD.view(group.num_requests, group.num_queries, num_heads, width)
+    visible_RQS = memory.visible_RQS
+    if visible_RQS is not None and queries_NHD.dtype not in memory.masks:
+        # Finite, so that padding, which may see nothing, does not turn gradients into NaN.
+        hidden = torch.finfo(queries_NHD.dtype).min
+        bias = torch.zeros((), dtype=queries_NHD.dtype, device=queries_NHD.device)
+        memory.masks[queries_NHD.dtype] = torch.where(visible_RQS[:, None], bias, hidden)
+    mixed = F.scaled_dot_product_attention(
+        queries_RQHD.transpose(1, 2),
+        keys_RSGD.transpose(1, 2),
+        values_RSGD.transpose(1, 2),
+        attn_mask=memory.masks.get(queries_NHD.dtype),
+        scale=scale,
+        enable_gqa=num_heads != keys_RSGD.shape[2],
+    )
+    return mixed.transpose(1, 2).reshape(num_rows, -1)
+
+
 def _mask(
     group: AttentionGroup, pattern: Pattern, queries_NHD: torch.Tensor, num_kv_heads: int
 ) -> torch.Tensor | None:
     """What to add to the scores, or None for plain causal attention; from `group.masks` if there.
 
     [R, 1 or H, Q, K], or [R, 1 or G, 1 or J, K] for a single query."""
-    key = (pattern.window, pattern.slopes)
+    key: object = (pattern.window, pattern.slopes)
+    if pattern.relative is not None:
+        key = (pattern.relative, torch.is_grad_enabled())
     if key not in group.masks:
         group.masks[key] = _make_mask(group, pattern, queries_NHD, num_kv_heads)
     return group.masks[key]
@@ -93,7 +127,7 @@ def _make_mask(
         # Fresh tokens at consecutive positions: no window that holds them all hides anything.
         if window is not None and window >= group.num_queries:
             window = None
-        if window is None and pattern.slopes is None:
+        if window is None and pattern.slopes is None and pattern.relative is None:
             return None
         size = (group.num_queries, group.num_queries)
         visible_RQK = torch.ones(1, *size, dtype=torch.bool, device=queries_NHD.device).tril()
@@ -104,6 +138,8 @@ def _make_mask(
     if pattern.slopes is not None:
         slopes_H = torch.tensor(pattern.slopes, device=queries_NHD.device)
         bias = (-slopes_H[:, None, None] * distance_RQK[:, None]).to(queries_NHD.dtype)
+    if pattern.relative is not None:
+        bias = pattern.relative(distance_RQK).to(queries_NHD.dtype)
     mask = torch.where(visible_RQK[:, None], bias, -torch.inf)
     if group.num_queries == 1 and mask.shape[1] > 1:
         mask = mask.view(mask.shape[0], num_kv_heads, -1, mask.shape[-1])

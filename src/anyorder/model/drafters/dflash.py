@@ -14,8 +14,9 @@ Shape suffixes: N packed tokens, M some of their rows, W width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -25,13 +26,14 @@ from anyorder.core.method import Abilities
 from anyorder.model.architectures.qwen3 import Qwen3
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.fit import check_fit
-from anyorder.model.drafters.network import FusedLayers
+from anyorder.model.drafters.network import Attached, FusedLayers, save_drafter
 from anyorder.model.fields import Fields
 from anyorder.model.layers import RmsNorm
 from anyorder.model.loading import fill
 from anyorder.model.naming import LLAMA_NAMES, NameMap
 from anyorder.model.rotary import rotation
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
+from anyorder.model.saving import named_tensors
 from anyorder.model.transformer import Layer, Transformer
 
 _NAMES: NameMap = {**LLAMA_NAMES, "fusion": "fc", "fusion_norm": "hidden_norm"}
@@ -46,11 +48,11 @@ class DFlash(FusedLayers):
 
     def attach(self, target: Transformer) -> None:
         """Embed and score by this target. Its weights do not become the drafter's."""
-        self._embed, self._score = target.embed, target.logits
+        self._host = Attached(target)
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W]; those of context rows mean nothing."""
-        x_NW = self._embed(batch.tokens_N)
+        x_NW = self._host.target.embed(batch.tokens_N)
         rotations = {
             rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
         }
@@ -72,7 +74,7 @@ class DFlash(FusedLayers):
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of the tokens at the rows' own positions."""
-        return self._score(hidden_MW)
+        return self._host.target.logits(hidden_MW)
 
 
 def load_dflash(
@@ -121,3 +123,8 @@ def load_dflash(
         block_size=fields.size("block_size"),
     )
     return network.eval(), abilities
+
+
+def save_dflash(folder: Path, network: DFlash, fields: Mapping[str, Any]) -> None:
+    """Write the drafter as `load_dflash` reads it; `fields` is its config.json."""
+    save_drafter(folder, named_tensors(network, network.config, _NAMES), fields)

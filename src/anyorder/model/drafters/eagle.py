@@ -18,9 +18,10 @@ Shape suffixes: N packed tokens, M some of their rows, W width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -31,13 +32,14 @@ from anyorder.model.architectures.llama import Llama
 from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.fit import check_fit
-from anyorder.model.drafters.network import FusedLayers
+from anyorder.model.drafters.network import Attached, FusedLayers, save_drafter
 from anyorder.model.fields import Fields
 from anyorder.model.layers import RmsNorm
 from anyorder.model.loading import fill
 from anyorder.model.naming import NameMap
 from anyorder.model.rotary import rotation
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
+from anyorder.model.saving import named_tensors
 from anyorder.model.transformer import Layer, Transformer, make_embedding
 
 _LAYER = {
@@ -70,15 +72,21 @@ class Eagle(FusedLayers):
         super().__init__(config, num_features=num_features)
         self.hidden_norm = RmsNorm(config.width, config.norm_epsilon)
         self.head = Linear(config.width, num_scored, bias=False)
+        self.own_embedding = own_embedding
         if own_embedding:
             self.embedding = make_embedding(config.vocabulary_size, config.width)
         self.register_buffer("scored", None)
         self.scored: torch.Tensor | None
         """The token that each row of the head scores; None: all, in order."""
 
+    def attach(self, target: Transformer) -> None:
+        """Embed by this target. Its weights do not become the drafter's."""
+        self._host = Attached(target)
+
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W]; the tap after 1 layer is what to condition the next on."""
-        embedded_NW = self.embedding(batch.tokens_N)
+        own = self.embedding if self.own_embedding else self._host.target.embedding
+        embedded_NW = own(batch.tokens_N)
         x_NW = torch.zeros_like(embedded_NW)
         for first, rows in batch.conditioning:
             known = rows if rows.shape[-1] == self.config.width else self.fusion(rows)
@@ -135,8 +143,7 @@ def load_eagle(
         dtype=target.dtype,
         device=target.device,
     )
-    if not own_embedding:
-        network.embedding = target.embedding
+    network.attach(target)
     scored = _scored(source, num_scored, config.vocabulary_size)
     network.scored = None if scored is None else scored.to(target.device)
     abilities = Abilities(
@@ -149,6 +156,21 @@ def load_eagle(
     return network.eval(), abilities
 
 
+def save_eagle(folder: Path, network: Eagle, fields: Mapping[str, Any]) -> None:
+    """Write the drafter as `load_eagle` reads it; `fields` is its config.json."""
+    tensors = named_tensors(network, network.config, _NAMES)
+    if network.scored is not None:
+        scored, vocabulary = network.scored.cpu(), network.config.vocabulary_size
+        tensors["d2t"] = scored - torch.arange(len(scored))
+        tensors["t2d"] = torch.isin(torch.arange(vocabulary), scored)
+    save_drafter(folder, tensors, fields)
+
+
+def usual_features(num_layers: int) -> tuple[int, int, int]:
+    """The depths at which a target of so many layers is read, where nothing else is said."""
+    return 2, num_layers // 2, num_layers - 3
+
+
 def _features(fields: Fields, num_layers: int, target_name: str) -> tuple[int, ...]:
     """How many of the target's layers run before each of the hidden states that are read."""
     nested = fields.inside("eagle_config")
@@ -156,7 +178,7 @@ def _features(fields: Fields, num_layers: int, target_name: str) -> tuple[int, .
         layers = nested.numbers("eagle_aux_hidden_state_layer_ids")
         features = tuple(int(layer) + 1 for layer in layers)
     else:
-        features = (2, num_layers // 2, num_layers - 3)
+        features = usual_features(num_layers)
     if not all(0 <= feature <= num_layers for feature in features):
         raise CheckpointError(
             f"the EAGLE-3 drafter of {fields.origin} reads hidden states after layers "

@@ -12,8 +12,10 @@ Shape suffixes: M rows, W width, C heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.method import Abilities
 from anyorder.model.backends.linear import Linear
+from anyorder.model.drafters.network import save_drafter
 from anyorder.model.fields import Fields
 from anyorder.model.loading import fill
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
@@ -54,11 +57,11 @@ class MedusaHeads(nn.Module):
             blocks = [ResidualBlock(width) for _ in range(num_blocks)]
             return nn.Sequential(*blocks, Linear(width, vocabulary, bias=False))
 
-        self.heads = nn.ModuleList(head() for _ in range(num_heads))
+        self.each = nn.ModuleList(head() for _ in range(num_heads))
 
-    def forward(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, C, V]."""
-        return torch.stack([head(hidden_MW) for head in self.heads], dim=1).float()
+        return torch.stack([head(hidden_MW) for head in self.each], dim=1).float()
 
 
 class NetworkWithHeads:
@@ -93,8 +96,7 @@ class NetworkWithHeads:
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, C, V] of the tokens after the next."""
-        logits_MCV: torch.Tensor = self.further(hidden_MW)
-        return logits_MCV
+        return self.further.heads(hidden_MW)
 
 
 def load_medusa(
@@ -131,10 +133,19 @@ def load_medusa(
         heads,
         config,
         source,
-        {stem: stem.removeprefix("heads.") for stem in stems},
+        {stem: stem.removeprefix("each.") for stem in stems},
         prefix=prefix,
         owner=f"a set of {num_heads} Medusa heads",
         dtype=target.dtype,
         device=target.device,
     )
     return NetworkWithHeads(target, heads.eval()), replace(host, num_heads=num_heads)
+
+
+def save_medusa(folder: Path, heads: MedusaHeads, fields: Mapping[str, Any]) -> None:
+    """Write heads as `load_medusa` reads them; `fields` is their config.json."""
+    tensors = {
+        name.removeprefix("each."): parameter.detach().contiguous()
+        for name, parameter in heads.named_parameters()
+    }
+    save_drafter(folder, tensors, fields, file="medusa_lm_head")

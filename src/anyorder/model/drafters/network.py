@@ -1,14 +1,32 @@
-"""What drafters' networks share: a few decoder layers behind a fusion of the target's features."""
+"""What drafters' networks share: a few decoder layers behind a fusion of the target's features, a
+hold on the target, and how they are written into folders."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from anyorder.model.backends.linear import Linear
 from anyorder.model.config import ModelConfig
 from anyorder.model.layers import RmsNorm
-from anyorder.model.transformer import Layer
+from anyorder.model.saving import whole_folder
+from anyorder.model.transformer import Layer, Transformer
+
+
+class Attached:
+    """The target of a drafter: none of its own modules, and shared by its copies."""
+
+    def __init__(self, target: Transformer) -> None:
+        self.target = target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
+        return self
 
 
 class FusedLayers(nn.Module):
@@ -40,3 +58,16 @@ class FusedLayers(nn.Module):
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """See Network: it has one head."""
         raise AssertionError("this network has one prediction head")
+
+
+def save_drafter(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    fields: Mapping[str, Any],
+    *,
+    file: str = "model",
+) -> None:
+    """Write a drafter's folder, in place of what was there; UserError if the disk is full."""
+    with whole_folder(folder) as partial:
+        save_file(dict(tensors), partial / f"{file}.safetensors", metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

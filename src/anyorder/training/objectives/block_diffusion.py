@@ -14,13 +14,14 @@ Shape suffixes: B sequences, T tokens each, D = 2 T, M masked tokens, W width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, same_document
@@ -32,7 +33,7 @@ from anyorder.sampling.row_costs import nats_without
 class BlockDiffusion(Objective):
     """Predict the masked tokens of a block from its others and the blocks before it."""
 
-    attention: ClassVar[str] = "bidirectional"
+    attention: ClassVar[AttentionKind] = "bidirectional"
     needs_mask_token: ClassVar[bool] = True
 
     block_size: Annotated[int, Range(1), "tokens denoised together"] = 16
@@ -47,6 +48,10 @@ class BlockDiffusion(Objective):
                 f"noise from {self.min_noise:g} to {self.max_noise:g} masks nothing; choose "
                 "max_noise above 0 and min_noise not above it."
             )
+
+    def trained(self, abilities: Abilities) -> Abilities:
+        """It denoises blocks of this size."""
+        return replace(super().trained(abilities), block_size=self.block_size)
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Over weight, an estimate of the bound in nats per target token, masked or not."""

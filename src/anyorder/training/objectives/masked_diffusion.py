@@ -19,6 +19,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from anyorder.core.batch import dense_batch
+from anyorder.core.method import AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
@@ -30,7 +31,7 @@ from anyorder.sampling.row_costs import nats_without
 class MaskedDiffusion(Objective):
     """Predict masked tokens from all that are left."""
 
-    attention: ClassVar[str] = "bidirectional"
+    attention: ClassVar[AttentionKind] = "bidirectional"
     needs_mask_token: ClassVar[bool] = True
 
     schedule: Annotated[Schedule, "how often each share of masks is drawn"] = "linear"

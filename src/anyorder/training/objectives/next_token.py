@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from anyorder.core.batch import dense_batch
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
-from anyorder.core.packing import document_positions, document_starts, same_document
+from anyorder.core.packing import causal_within, document_positions, document_starts
 from anyorder.sampling.row_costs import row_costs
 
 
@@ -37,7 +37,9 @@ class NextToken(Objective):
         """Sum over target tokens; the metric `nats` is without smoothing and z-loss."""
         documents_BT, tokens_BT = batch.documents_BT, batch.tokens_BT
         predicted_BT = batch.targets_BT & ~document_starts(documents_BT)
-        packed = dense_batch(tokens_BT, _visible(documents_BT), document_positions(documents_BT))
+        packed = dense_batch(
+            tokens_BT, causal_within(documents_BT), document_positions(documents_BT)
+        )
         hidden_BTW = model.hidden(packed).view(*tokens_BT.shape, -1)
         # The row before a target, as a target is never a row's first token.
         hidden_MW = hidden_BTW[:, :-1][predicted_BT[:, 1:]]
@@ -57,10 +59,3 @@ class NextToken(Objective):
             cost_M = nats_M + self.label_smoothing * (spread_M - nats_M)
             cost_M = cost_M + self.z_loss * sums_M.square()
         return torch.stack((cost_M, nats_M), dim=1)
-
-
-def _visible(documents_BT: torch.Tensor) -> torch.Tensor | None:
-    """Causal within documents; None, which is much faster, where no row has a second one."""
-    if bool(((documents_BT == documents_BT[:, :1]) | (documents_BT < 0)).all()):
-        return None  # padding behind the document sees it, and nothing sees the padding
-    return same_document(documents_BT).tril()

@@ -23,6 +23,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from anyorder.core.batch import dense_batch
+from anyorder.core.method import AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
@@ -34,7 +35,7 @@ from anyorder.sampling.row_costs import row_costs
 class UniformDiffusion(Objective):
     """Restore a text of which some tokens were replaced by random ones."""
 
-    attention: ClassVar[str] = "bidirectional"
+    attention: ClassVar[AttentionKind] = "bidirectional"
 
     schedule: Annotated[Schedule, "how often each share of replaced tokens is drawn"] = "linear"
     min_noise: Annotated[

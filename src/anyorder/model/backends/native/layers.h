@@ -21,7 +21,7 @@ struct Group {  // as core.batch.AttentionGroup
     const int64_t* pages;    // [requests, pages]; null: keys are the group's own new tokens
     const uint8_t* visible;  // [requests, queries, keys]; null: causal, keys are queries
     const int64_t* key_positions;
-    int64_t visible_stride, key_position_stride;  // between requests, in elements
+    int64_t page_stride, visible_stride, key_position_stride;  // between requests, in elements
 };
 
 struct Rotation {

@@ -46,7 +46,7 @@ _Group = _structure(
     "Group",
     numbers="first_row num_requests num_queries num_keys",
     pointers="pages visible key_positions",
-    numbers_after="visible_stride key_position_stride",
+    numbers_after="page_stride visible_stride key_position_stride",
 )
 _Rotation = _structure("Rotation", pointers="cosines sines", numbers="width")
 _Pass = _structure(
@@ -87,6 +87,8 @@ class LayerStack:
             and config.qk_norm in ("none", "head")
             and config.clip_qkv is None
             and not config.alibi
+            and config.encoder is None
+            and config.relative_positions is None
             and config.attention_width in (None, config.width)
             and not config.head_width % _REGISTER
             and not config.mlp_width % _REGISTER
@@ -214,15 +216,16 @@ def _describe(target: ctypes.Structure, group: AttentionGroup, keep: list[torch.
     visible_RQK = group.visible_RQK
     if visible_RQK is not None:
         visible_RQK = visible_RQK.contiguous()
-    pages_RP = group.pages_RP
+    pages_RP = None if group.pages_RP is None else group.pages_RP.contiguous()
     fields = {
         "first_row": group.first_row,
         "num_requests": group.num_requests,
         "num_queries": group.num_queries,
         "num_keys": positions_RK.shape[1],
-        "pages": point(None if pages_RP is None else pages_RP.contiguous()),
+        "pages": point(pages_RP),
         "visible": point(visible_RQK),
         "key_positions": point(positions_RK),
+        "page_stride": 0 if pages_RP is None else pages_RP.shape[1],
         "visible_stride": 0
         if visible_RQK is None or len(visible_RQK) == 1
         else visible_RQK.stride(0),

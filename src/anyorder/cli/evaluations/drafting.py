@@ -1,0 +1,121 @@
+"""How well drafters guess for one MODEL: accepted length, tokens per pass, speed.
+
+Every prompt is answered alone, as speculation is for answers that are waited for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from anyorder.cli.evaluations.data import PromptItem, open_prompts
+from anyorder.cli.evaluations.models import Shown, controls, load_shown, name_of_model
+from anyorder.cli.numbers import whole_number
+from anyorder.core import lookup
+from anyorder.core.errors import InvalidRequest, UserError
+from anyorder.core.options import build
+from anyorder.core.request import Request
+
+if TYPE_CHECKING:
+    from anyorder.core.drafter import Drafter
+    from anyorder.evaluation.tables import Cell, Table
+    from anyorder.model.loaded import LoadedModel
+
+FLAGS = frozenset({"part", "num", "draft", "prompt_tokens"})
+TAKES_REQUEST = True
+_NUM = 40
+_NEW_TOKENS = 128
+_PROMPT_TOKENS = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this task alone."""
+    add = parser.add_argument_group("drafting").add_argument
+    add("--draft", metavar="MODEL", nargs="+", help="drafters to compare [what -o drafter= says]")
+
+
+def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
+    """A row without drafting, and one for each drafter."""
+    from anyorder.evaluation.tables import Column, Table
+    from anyorder.model.loaded import load_draft
+
+    if len(arguments.models) > 1:
+        raise InvalidRequest(
+            f"drafting is measured for one model, got {len(arguments.models)}; drafters go behind "
+            "--draft."
+        )
+    (name,) = arguments.models
+    plain = controls(arguments, {"max_new_tokens": _NEW_TOKENS, "method": "speculative"})
+    target = load_shown(name, arguments.dtype, shown)
+    if target.tokenizer is None:
+        raise UserError(f"{name} has no tokenizer, so it cannot answer text.")
+    items = open_prompts(
+        arguments.data,
+        arguments.part,
+        target.tokenizer,
+        num=whole_number("--num", arguments.num, _NUM),
+        num_prompt_tokens=whole_number("--prompt-tokens", arguments.prompt_tokens, _PROMPT_TOKENS),
+    )
+    usual = replace(plain, method="autoregressive", options={})
+    rows = [_row("(none)", {"target": target}, items, usual, shown)]
+    for draft in arguments.draft or [None]:
+        models, options = {"target": target}, dict(plain.options)
+        if draft is not None:
+            models |= load_draft(draft, target, dtype=arguments.dtype, progress=shown)
+            if plain.method == "speculative" and "drafter" not in options:
+                options["drafter"] = _made_for(models)
+        request = replace(plain, options=options)
+        label = name_of_model(draft) if draft is not None else _drafter_of(request)
+        rows.append(_row(label, models, items, request, shown))
+    columns = (
+        Column(key="model", title="drafter"),
+        Column(key="method", title="method"),
+        Column(key="mean_accepted_length", title="mean accepted"),
+        Column(key="tokens_per_target_pass", title="tokens/target pass"),
+        Column(key="tokens_per_pass", title="tokens/pass"),
+        Column(key="tokens_per_second", title="tokens/s", digits=1, ratio=True),
+    )
+    notes = [
+        f"Target: {name_of_model(name)}; {len(items)} prompts of {' '.join(arguments.data)}, at "
+        f"most {plain.max_new_tokens} new tokens each, temperature {plain.temperature:g}."
+    ]
+    return Table(columns=columns, rows=rows, notes=notes)
+
+
+def _row(
+    label: str,
+    models: Mapping[str, LoadedModel],
+    items: Sequence[PromptItem],
+    request: Request,
+    shown: Shown,
+) -> dict[str, Cell]:
+    from anyorder.engine.engine import Engine
+    from anyorder.evaluation.drafting import drafting
+
+    engine = Engine(models["target"], draft=models.get("draft"))
+    found = drafting(engine, [item.prompt for item in items], request, progress=shown)
+    return {
+        "model": label,
+        "method": request.method,
+        **vars(found),
+        "tokens_per_second": found.num_new_tokens / found.seconds,
+    }
+
+
+def _made_for(models: Mapping[str, LoadedModel]) -> str:
+    """The drafter that can be used now, and could not with the target alone as it was loaded."""
+    abilities = {role: model.abilities for role, model in models.items()}
+    alone = {"target": replace(abilities["target"], num_heads=0)}
+    for name in lookup.names("drafters"):
+        drafter: Drafter = lookup.find("drafters", name, kind="drafter")()
+        if drafter.missing(abilities) is None and drafter.missing(alone) is not None:
+            return name
+    raise UserError("no drafter can use this model; say which one with -o drafter=NAME.")
+
+
+def _drafter_of(request: Request) -> str:
+    """What proposes tokens where no model for it was named."""
+    method = build(lookup.find("methods", request.method, kind="method"), request.options)
+    drafter = getattr(method, "drafter", None)
+    return request.method if drafter is None else lookup.name_of(drafter)

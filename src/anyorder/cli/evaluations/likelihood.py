@@ -1,0 +1,172 @@
+"""Perplexity per token and per word, bits per byte; exact, or a bound with its standard error."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from anyorder.cli.evaluations.data import Data, held_out_pairs, held_out_texts, open_data
+from anyorder.cli.evaluations.models import (
+    Shown,
+    as_trainee,
+    controls,
+    load_shown,
+    name_of_model,
+    tokenizer_of,
+)
+from anyorder.cli.numbers import whole_number
+from anyorder.cli.terminal import note
+from anyorder.core import lookup
+from anyorder.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from anyorder.core.objective import Objective, TrainingBatch
+    from anyorder.evaluation.likelihood import Likelihood
+    from anyorder.evaluation.tables import Cell, Table
+    from anyorder.evaluation.windows import Sizes
+    from anyorder.model.loaded import LoadedModel
+
+FLAGS = frozenset({"part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"})
+TAKES_REQUEST = False
+_LONGEST = 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this task alone."""
+    add = parser.add_argument_group("likelihood").add_argument
+    add(
+        "--objective",
+        metavar="NAME",
+        nargs="+",
+        help="what the model was trained for, or each of them [what its checkpoint says]",
+    )
+    add("--block-size", metavar="N", help="of block_diffusion, with --objective")
+    add("--num-draws", metavar="N", help="draws of noise for a bound [16]")
+    add("--length", metavar="N", help="tokens of a window [the recipe's, or at most 1024]")
+    add("--rows", metavar="N", help="windows of a pass [16]")
+
+
+def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
+    """A row for each model."""
+    data = open_data(arguments.data, arguments.part)
+    objectives = _objectives(arguments)
+    num_draws = whole_number("--num-draws", arguments.num_draws, 16, least=2)
+    rows: list[dict[str, Cell]] = []
+    for model, objective in zip(arguments.models, objectives, strict=True):
+        rows.append(_row(arguments, data, model, objective, num_draws, shown))
+    same = len({row["tokens"] for row in rows}) == 1
+    notes = [f"Data: {data.name}; {rows[0]['bytes']:,} bytes of text to predict."]
+    if any(row["error"] is not None for row in rows):
+        notes.append(
+            f"Bounds are from above; ± is the standard error over {num_draws} draws of noise."
+        )
+    if not same:
+        notes.append("The models cut text into different tokens: compare words and bytes.")
+    from anyorder.evaluation.tables import Column, Table
+
+    columns = (
+        Column(key="model", title="model"),
+        Column(key="likelihood", title="likelihood"),
+        Column(key="tokens", title="tokens"),
+        Column(key="perplexity", title="perplexity", ratio=same),
+        Column(key="error", title="±"),
+        Column(key="word_perplexity", title="per word", digits=1),
+        Column(key="bits_per_byte", title="bits/byte", digits=3, ratio=True),
+    )
+    return Table(columns=columns, rows=rows, notes=notes)
+
+
+def _objectives(arguments: argparse.Namespace) -> list[Objective | None]:
+    names, num_models = arguments.objective or [], len(arguments.models)
+    if arguments.block_size is not None and "block_diffusion" not in names:
+        raise InvalidRequest("--block-size goes with --objective block_diffusion.")
+    if len(names) not in (0, 1, num_models):
+        raise InvalidRequest(
+            f"--objective takes one name, or one for each of the {num_models} models, got "
+            f"{len(names)}."
+        )
+    found: list[Objective | None] = []
+    for name in names if len(names) == num_models else names * num_models:
+        cls = lookup.find("training/objectives", name, kind="objective")
+        fields = {}
+        if arguments.block_size is not None and name == "block_diffusion":
+            fields["block_size"] = whole_number("--block-size", arguments.block_size, 1)
+        found.append(cls(**fields))
+    return found or [None] * num_models
+
+
+def _row(
+    arguments: argparse.Namespace,
+    data: Data,
+    model: str,
+    objective: Objective | None,
+    num_draws: int,
+    shown: Shown,
+) -> dict[str, Cell]:
+    from anyorder.evaluation.likelihood import likelihood, trained_with
+
+    loaded = load_shown(model, arguments.dtype, shown)
+    objective = objective or trained_with(loaded.abilities)
+    batches, size = _batches(arguments, data, loaded)
+    found = likelihood(
+        as_trainee(loaded),
+        batches,
+        objective,
+        num_draws=num_draws,
+        seed=controls(arguments, {}).seed,
+        progress=shown,
+    )
+    return _values(name_of_model(model), lookup.name_of(objective), found, size)
+
+
+def _batches(
+    arguments: argparse.Namespace, data: Data, loaded: LoadedModel
+) -> tuple[list[TrainingBatch], Sizes]:
+    """What the model is asked, and how much text it is."""
+    from anyorder.evaluation.windows import pair_batches, sizes, windows
+
+    limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
+    rows = whole_number("--rows", arguments.rows, 16)
+    abilities, tokenizer = loaded.abilities, tokenizer_of(loaded)
+    context = abilities.context_length
+    longest = min(context, _LONGEST if data.recipe is None else data.recipe.data.length)
+    length = whole_number("--length", arguments.length, longest, least=2)
+    if length > context:
+        raise InvalidRequest(
+            f"--length is {length}, but the context of {abilities.name} is {context} tokens."
+        )
+    device = loaded.network.device
+    if not abilities.source_length:
+        texts = held_out_texts(data, tokenizer, limit)
+        return windows(texts, length=length, batch_size=rows, device=device), sizes(texts)
+    if arguments.length is not None:
+        raise InvalidRequest("pairs are measured whole; leave --length out.")
+    start = next(iter(abilities.text_rules.start_tokens), None)
+    pairs = held_out_pairs(data, tokenizer, start, limit)
+    fit = [
+        pair
+        for pair in pairs
+        if len(pair.source) <= abilities.source_length and len(pair.target.tokens) <= context
+    ]
+    if len(fit) < len(pairs):
+        note(
+            f"{len(pairs) - len(fit)} of {len(pairs)} pairs are longer than {abilities.name} reads"
+        )
+    targets = [pair.target for pair in fit]
+    return pair_batches(fit, batch_size=rows, device=device), sizes(targets)
+
+
+def _values(model: str, objective: str, found: Likelihood, size: Sizes) -> dict[str, Cell]:
+    return {
+        "model": model,
+        "objective": objective,
+        "likelihood": "exact" if found.exact else f"bound ({objective})",
+        "tokens": found.num_tokens,
+        "bytes": size.num_bytes,
+        "nats": found.nats,
+        "perplexity": found.perplexity,
+        "error": None if found.exact else found.perplexity_error,
+        "word_perplexity": math.exp(found.nats_per(size.num_words)),
+        "bits_per_byte": found.nats_per(size.num_bytes) / math.log(2),
+    }

@@ -1,0 +1,66 @@
+"""Loading what is measured, with progress, and the name it has in a table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyorder.cli.request_flags import make_request, request_fields
+from anyorder.core.errors import UserError
+from anyorder.core.request import Request
+
+if TYPE_CHECKING:
+    from anyorder.engine.engine import Engine
+    from anyorder.model.loaded import LoadedModel
+    from anyorder.model.tokenizer import Tokenizer
+    from anyorder.training.network import Trainee
+
+Shown = Callable[[str, int, int], None]
+"""Shows progress."""
+
+
+def load_shown(model: str, dtype: str | None, shown: Shown) -> LoadedModel:
+    """A model in memory."""
+    from anyorder.model.loaded import load
+
+    return load(model, dtype=dtype, progress=shown)
+
+
+def open_shown(model: str, arguments: argparse.Namespace, shown: Shown) -> Engine:
+    """An engine with one model."""
+    from anyorder.engine.engine import Engine
+
+    return Engine(load_shown(model, arguments.dtype, shown))
+
+
+def tokenizer_of(loaded: LoadedModel) -> Tokenizer:
+    """A model's tokenizer; UserError if it has none, and so nothing to do with text."""
+    if loaded.tokenizer is None:
+        raise UserError(f"{loaded.abilities.name} has no tokenizer, so no text can be measured.")
+    return loaded.tokenizer
+
+
+def as_trainee(loaded: LoadedModel) -> Trainee:
+    """A finished model as objectives see it."""
+    import torch
+
+    from anyorder.training.network import Trainee
+
+    network = loaded.network
+    assert isinstance(network, torch.nn.Module), "every loaded network is one"
+    return Trainee(network=network, abilities=loaded.abilities, tokenizer=loaded.tokenizer)
+
+
+def controls(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
+    """The request that the flags describe, without its prompt."""
+    method = arguments.method or defaults.get("method")  # whose options -o names
+    named = argparse.Namespace(**{**vars(arguments), "method": method})
+    return make_request("", {**defaults, **request_fields(named)})
+
+
+def name_of_model(model: str) -> str:
+    """As it was given, without what every run's folder ends in."""
+    path = Path(model)
+    return str(path.parent) if path.name == "model" and len(path.parts) > 1 else model

@@ -1,0 +1,1 @@
+"""Rewards, one a file, found by the file's name."""

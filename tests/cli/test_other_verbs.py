@@ -14,6 +14,7 @@ import anyorder
 from anyorder.cli.main import VERBS
 from anyorder.core import lookup
 from anyorder.model import catalog
+from anyorder.model.backends.native import LEVELS
 
 TEXT = "The capital of France is Paris, and the capital of Italy is Rome."
 
@@ -96,7 +97,8 @@ def test_doctor(run: Run) -> None:
     data = run("doctor", "--json").json
     assert data["versions"]["anyorder"] == anyorder.__version__
     assert data["torch"]["devices"][0] == "cpu" and data["torch"]["threads"] == 1
-    assert "sdpa" in data["attention"]["backends"] and "math" in data["attention"]["torch_kernels"]
+    assert "math" in data["kernels"]["torch_attention"]
+    assert data["kernels"]["few_rows"] in (None, *LEVELS[1:])
     assert data["models"]["offline"] is True and data["models"]["bytes"] == 0
     text = run("doctor").out
     assert all(f"\n{section}\n" in f"\n{text}" for section in data)

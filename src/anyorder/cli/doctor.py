@@ -46,7 +46,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "versions": _versions(),
         "machine": _machine(),
         "torch": _torch(),
-        "attention": _attention(),
+        "kernels": _kernels(),
         "models": _models(),
         "pip": _pip(),
     }
@@ -103,12 +103,12 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def _attention() -> dict[str, Any]:
-    """anyorder's backends, and which of torch's kernels run a plain causal pass here."""
+def _kernels() -> dict[str, Any]:
+    """What computes: the package's own kernels, and torch's for a plain causal pass."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from anyorder.core import lookup
+    from anyorder.model.backends.native import LEVELS, level
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     query = torch.zeros(1, 1, 16, 16, device=device)
@@ -124,7 +124,7 @@ def _attention() -> dict[str, Any]:
         except RuntimeError:
             continue
         kernels.append(name.lower())
-    return {"backends": list(lookup.names("model/backends")), "torch_kernels": kernels}
+    return {"few_rows": LEVELS[level()] if level() else None, "torch_attention": kernels}
 
 
 def _models() -> dict[str, Any]:

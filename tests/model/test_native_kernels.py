@@ -79,9 +79,10 @@ def test_a_rows_result_does_not_depend_on_its_company(level: int, dtype: torch.d
 @built
 def test_what_the_kernel_cannot_read_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    known = linear_module._kernels()[torch.float32]
-    counted = {torch.float32: lambda *given: (calls.append("native"), known(*given))}
-    monkeypatch.setattr(linear_module, "_kernels", lambda: counted)
+    known = linear_module.multiply
+    monkeypatch.setattr(
+        linear_module, "multiply", lambda *given: (calls.append("native"), known(*given))[1]
+    )
     weight_OI = draw(8, 6, dtype=torch.float32, seed=1)
     x_NI = draw(4, 6, dtype=torch.float32)
     wide = draw(4, 12, dtype=torch.float32)
@@ -171,7 +172,7 @@ def test_layers_are_torchs(
     monkeypatch.setattr(stack.LayerStack, "run", lambda *given: (runs.append(1), known(*given))[1])
     native_NV = torch.cat(logits(model))
     assert len(runs) == len(PIECES)
-    monkeypatch.setattr(stack, "MOST_ROWS", 0)
+    monkeypatch.setattr(stack, "MOST_ROWS", {})
     plain_NV = torch.cat(logits(model))
     assert len(runs) == len(PIECES)
     scale = plain_NV.std()
@@ -260,6 +261,6 @@ def test_layers_with_further_weights_run_on_torch() -> None:
 
 def test_without_kernels_everything_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.cat(logits(network(torch.float32)))
-    monkeypatch.setattr(stack, "library", lambda: None)
-    monkeypatch.setattr(linear_module, "_kernels", dict)
+    monkeypatch.setattr(stack, "level", lambda: 0)
+    monkeypatch.setattr(linear_module, "library", lambda: None)
     torch.testing.assert_close(torch.cat(logits(network(torch.float32))), expected)

@@ -29,6 +29,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--draft", metavar="MODEL", help="a second model, for methods that need one")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 [float32 on a CPU]")
+    add("--quantize", metavar="BITS", help="weights as int8 or int4 [as --dtype says]")
     add("--cache-tokens", metavar="N", help="capacity of the KV cache in tokens [by memory]")
 
 
@@ -36,24 +37,32 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
     """An engine with the models that the flags name, with progress on stderr."""
     cache_tokens = _cache_tokens(arguments.cache_tokens)
     target = open_model(arguments)
-    draft = None if arguments.draft is None else _load(arguments.draft, arguments.dtype)
     from anyorder.engine.engine import Engine
 
-    return Engine(target, draft=draft, cache_tokens=cache_tokens)
+    shown = progress()
+    try:
+        return Engine(
+            target,
+            draft=arguments.draft,
+            dtype=arguments.dtype,
+            quantize=arguments.quantize,
+            cache_tokens=cache_tokens,
+            progress=shown,
+        )
+    finally:
+        shown.close()
 
 
 def open_model(arguments: argparse.Namespace) -> LoadedModel:
     """The target model alone."""
-    return _load(arguments.model, arguments.dtype)
-
-
-def _load(model: str, dtype: str | None) -> LoadedModel:
     shown = progress()
     try:
-        _find_early(model, shown)
+        _find_early(arguments.model, shown)
         from anyorder.model.loaded import load
 
-        return load(model, dtype=dtype, progress=shown)
+        return load(
+            arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, progress=shown
+        )
     finally:
         shown.close()
 

@@ -46,6 +46,7 @@ class Engine:
         draft: str | Path | LoadedModel | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        quantize: str | None = None,
         cache_tokens: int | None = None,
         max_batch_tokens: int = 512,
         max_running: int = 256,
@@ -56,7 +57,8 @@ class Engine:
         `model` is a catalog name, a folder of safetensors, a .gguf file, a hub id, or a model that
         is loaded already; `draft` is a second one with the same vocabulary, for methods that need
         it, or a folder of Medusa heads, of an EAGLE-3 or of a DFlash drafter for this model.
-        `dtype` is float32 on a CPU unless told; `cache_tokens` the capacity of the KV pool in
+        `dtype` is float32 on a CPU unless told; `quantize` "int8" or "int4" for weights of so many
+        bits, on a CPU; `cache_tokens` the capacity of the KV pool in
         tokens; `max_batch_tokens` the most tokens of one pass; `max_running` the most concurrent
         runs. `progress` is told of downloads and loading.
         """
@@ -65,12 +67,14 @@ class Engine:
         from anyorder.model.loaded import LoadedModel, load, load_draft
 
         if not isinstance(model, LoadedModel):
-            model = load(model, dtype=dtype, device=device, progress=progress)
+            model = load(model, dtype=dtype, device=device, quantize=quantize, progress=progress)
         loaded = {"target": model}
         if isinstance(draft, LoadedModel):
             loaded["draft"] = draft
         elif draft is not None:
-            loaded |= load_draft(draft, model, dtype=dtype, device=device, progress=progress)
+            loaded |= load_draft(
+                draft, model, dtype=dtype, device=device, quantize=quantize, progress=progress
+            )
         _check_vocabularies(loaded)
         self.roles = {
             name: open_role(name, item.network, item.abilities, num_cache_tokens=cache_tokens)

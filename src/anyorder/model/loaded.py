@@ -13,6 +13,7 @@ from anyorder.core.batch import Network
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 from anyorder.model import catalog
+from anyorder.model.backends.quantized import Bits
 from anyorder.model.checkpoint import open_folder, open_gguf
 from anyorder.model.config import ModelConfig
 from anyorder.model.drafters.loading import drafter_loader
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Told what is being done ("downloading", "loading"), how much is done, how much there is."""
 
+_QUANTIZED: dict[str, Bits] = {"int8": 8, "int4": 4}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,12 +49,14 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    quantize: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a catalog name, a folder of safetensors, a .gguf file or a hub id.
 
     `device` is the first GPU, or else the CPU; `dtype` bfloat16 on a GPU and float32 on a CPU.
-    Downloads what is not on this machine yet, unless settings forbid it.
+    `quantize` (int8 or int4, on a CPU) holds the weights of linear layers in so many bits; the rest
+    computes in `dtype`. Downloads what is not on this machine yet, unless settings forbid it.
     """
     threads = settings().num_threads
     if threads is not None:
@@ -64,6 +68,7 @@ def load(
         if dtype not in _DTYPES:
             raise UserError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
         dtype = _DTYPES[dtype]
+    bits = _bits(quantize, device)
     found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
     config: ModelConfig
     tensors: TensorSource
@@ -77,10 +82,22 @@ def load(
     network = load_network(
         config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
     )
+    if bits is not None:
+        network.quantize(bits)
     abilities = abilities_of(found.name, config, tokenizer)
     if found.kind == "folder":
         abilities = recorded(found.path, abilities)
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def _bits(quantize: str | None, device: torch.device) -> Bits | None:
+    if quantize is None:
+        return None
+    if quantize not in _QUANTIZED:
+        raise UserError(f"quantize must be one of {', '.join(_QUANTIZED)}, got {quantize!r}.")
+    if device.type != "cpu":
+        raise UserError(f"quantize={quantize!r} is for CPUs, and the model is to run on {device}.")
+    return _QUANTIZED[quantize]
 
 
 def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> Abilities:
@@ -118,6 +135,7 @@ def load_draft(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    quantize: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LoadedModel]:
     """What drafts for `target`, by role: a "draft" model, or a new "target" with more heads.
@@ -129,7 +147,7 @@ def load_draft(
     found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
     loader = drafter_loader(found.path) if found.kind == "folder" else None
     if loader is None:
-        loaded = load(source, dtype=dtype, device=device, progress=progress)
+        loaded = load(source, dtype=dtype, device=device, quantize=quantize, progress=progress)
         return {"draft": loaded}
     network, host = target.network, target.abilities
     if isinstance(network, NetworkWithHeads):

@@ -18,6 +18,7 @@ from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.attention import Attention, CrossAttention
 from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
+from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
 from anyorder.model.config import ModelConfig, NormPlacement, Rope
 from anyorder.model.layers import Mlp, make_norm
 from anyorder.model.moe import MixtureOfExperts
@@ -120,6 +121,8 @@ class Transformer(nn.Module):
             Layer(config, index, relative) for index in range(len(config.layers))
         )
         self._stack: LayerStack | None = None
+        self.quantized_head: QuantizedLinear | None = None
+        """What reads out tied embeddings, where weights are quantised."""
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
         if config.logit_bias:
             self.logit_bias = LogitBias(config.vocabulary_size)
@@ -149,6 +152,15 @@ class Transformer(nn.Module):
                 if "norm" in name and name.endswith("weight"):
                     parameter.add_(1.0)
         return network.to(device=device, dtype=dtype).eval()
+
+    def quantize(self, bits: Bits) -> None:
+        """Hold the weights of linear layers in so many bits, for inference. Embeddings, norms and
+        layers whose width does not fit (`QuantizedLinear.fits`) stay as they are."""
+        quantize_linears(self, bits)
+        if self.config.tied_embeddings and QuantizedLinear.fits(self.embedding.weight):
+            # Read out with 8 bits at least: the head decides between near-ties.
+            self.quantized_head = QuantizedLinear(self.embedding.weight, None, 8)
+        self._stack = None
 
     @property
     def cache_shapes(self) -> list[tuple[int, int]]:
@@ -207,7 +219,9 @@ class Transformer(nn.Module):
         """float32 logits [M, V] of some rows of `hidden`."""
         if self.config.logit_scale != 1.0:
             hidden_MW = hidden_MW * self.config.logit_scale
-        if self.config.tied_embeddings:
+        if self.quantized_head is not None:
+            logits_MV: torch.Tensor = self.quantized_head(hidden_MW).float()
+        elif self.config.tied_embeddings:
             logits_MV = linear(hidden_MW, self.embedding.weight).float()
         else:
             logits_MV = self.head(hidden_MW).float()

@@ -9,17 +9,18 @@ Shape suffixes: N rows, I width of the input, O of the output.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anyorder.model.backends.native import NAMES, library
+from anyorder.model.backends.native import library, multiply, plain_matrix
 
-_MOST_ROWS = {torch.float32: 128, torch.bfloat16: 32}
-"""Rows up to which the kernel is faster (LOG.md has the measurements)."""
+MOST_ROWS = {
+    torch.float32: 128,
+    # Tiles of AMX multiply 16 rows as fast as one.
+    torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 128,
+}
+"""Rows up to which the kernels are faster (LOG.md has the measurements)."""
 
 
 class Linear(nn.Linear):
@@ -34,24 +35,9 @@ def linear(
     x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x W^T + b, as `torch.nn.functional.linear`."""
-    if x_NI.dim() == 2 and x_NI.shape[0] <= _MOST_ROWS.get(x_NI.dtype, 0):
-        kernel = _kernels().get(x_NI.dtype)
-        if kernel is not None and _fits(x_NI, weight_OI):
-            num_rows, width = x_NI.shape
-            num_outputs = weight_OI.shape[0]
-            out_NO = x_NI.new_empty(num_rows, num_outputs)
-            kernel(
-                out_NO.data_ptr(),
-                x_NI.data_ptr(),
-                weight_OI.data_ptr(),
-                None if bias_O is None else bias_O.data_ptr(),
-                num_rows,
-                num_outputs,
-                width,
-                x_NI.stride(0),
-                torch.get_num_threads(),
-            )
-            return out_NO
+    is_small = x_NI.dim() == 2 and x_NI.shape[0] <= MOST_ROWS.get(x_NI.dtype, 0)
+    if is_small and _fits(x_NI, weight_OI) and library() is not None:
+        return multiply(plain_matrix(weight_OI, bias_O), x_NI)
     return F.linear(x_NI, weight_OI, bias_O)
 
 
@@ -65,11 +51,3 @@ def _fits(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
         and weight_OI.is_contiguous()
         and not torch.compiler.is_compiling()
     )
-
-
-@functools.cache
-def _kernels() -> dict[torch.dtype, Callable[..., None]]:
-    kernels = library()
-    if kernels is None:
-        return {}
-    return {dtype: getattr(kernels, f"anyorder_linear_{name}") for dtype, name in NAMES.items()}

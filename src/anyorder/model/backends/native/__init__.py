@@ -13,10 +13,49 @@ import importlib.util
 
 import torch
 
-LEVELS = ("none", "AVX2", "AVX-512", "AVX-512 with bfloat16")
+LEVELS = ("none", "AVX2", "AVX-512", "AVX-512 with VNNI", "AVX-512 with VNNI and bfloat16")
 """What `level` returns, by number: the instruction set that is used."""
+QUANTIZED_LEVEL = 3
+"""The lowest with kernels for quantised weights."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Types that the kernels compute in, as their functions' names end."""
+
+
+class Matrix(ctypes.Structure):
+    """`Matrix` of layers.h: the weights of a linear layer."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "scales", "lows", "bias")),
+        *((name, ctypes.c_int64) for name in ("bits", "outputs", "width")),
+    ]
+
+
+def plain_matrix(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Matrix:
+    """A view of weights that are not quantised, which must outlive it."""
+    outputs, width = weight_OI.shape
+    return Matrix(
+        values=weight_OI.data_ptr(),
+        bias=None if bias_O is None else bias_O.data_ptr(),
+        outputs=outputs,
+        width=width,
+    )
+
+
+def multiply(matrix: Matrix, x_NI: torch.Tensor) -> torch.Tensor:
+    """x W^T + b, [N, O]; `x_NI` has rows without gaps and a type of `NAMES`."""
+    kernels = library()
+    assert kernels is not None, "callers ask for the library first"
+    out_NO = x_NI.new_empty(x_NI.shape[0], matrix.outputs)
+    function = getattr(kernels, f"anyorder_linear_{NAMES[x_NI.dtype]}")
+    function(
+        ctypes.byref(matrix),
+        x_NI.data_ptr(),
+        out_NO.data_ptr(),
+        x_NI.shape[0],
+        x_NI.stride(0),
+        torch.get_num_threads(),
+    )
+    return out_NO
 
 
 @functools.cache
@@ -31,7 +70,7 @@ def library() -> ctypes.CDLL | None:
     kernels.anyorder_set_level.argtypes = [ctypes.c_int]
     for name in NAMES.values():
         linear = getattr(kernels, f"anyorder_linear_{name}")
-        linear.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5
+        linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
         layers = getattr(kernels, f"anyorder_layers_{name}")
         layers.argtypes = [ctypes.c_void_p]
         linear.restype = layers.restype = None

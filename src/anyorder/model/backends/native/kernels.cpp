@@ -23,7 +23,7 @@ template <class T>
 struct Linear {  // outputs [rows, outputs] = inputs [rows, width] weights^T + bias
     T* outputs;
     const T *inputs, *weights, *bias;
-    ptrdiff_t num_rows, num_outputs, width, input_stride, output_stride;
+    ptrdiff_t num_rows, width, input_stride, output_stride;
 };
 }  // namespace anyorder
 
@@ -45,7 +45,9 @@ int best_level() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+        return !__builtin_cpu_supports("avx512vnni")   ? 2
+               : !__builtin_cpu_supports("avx512bf16") ? 3
+                                                       : 4;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
 #else
     return 0;
@@ -57,7 +59,8 @@ int level = best_level();
 #if defined(__x86_64__) && defined(__GNUC__)
 #define ON_LEVEL(call)              \
     switch (level) {                \
-        case 3: avx512_bf16::call;  break; \
+        case 4: avx512_bf16::call;  break; \
+        case 3: avx512_vnni::call;  break; \
         case 2: avx512::call;       break; \
         case 1: avx2::call;         break; \
     }
@@ -66,12 +69,20 @@ int level = best_level();
 #endif
 
 template <class T>
-void run_linear(const Linear<T>& product, int64_t num_threads) {
+void run_linear(const Matrix& matrix, const T* inputs, T* outputs, int64_t num_rows,
+                int64_t input_stride, int64_t num_threads) {
     // Below some 30,000 weights waking a thread takes longer than the work.
-    if (product.num_outputs * product.width < 32768) num_threads = 1;
+    if (matrix.outputs * matrix.width < 32768) num_threads = 1;
+    QuantizedRows quantized(matrix.bits ? num_rows : 0, matrix.width);
     Team::run(num_threads, [&](Team& team) {
-        team.share(product.num_outputs, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
-            ON_LEVEL(linear<T>(product, begin, end));
+        if (matrix.bits)
+            team.share(num_rows, 1, [&](ptrdiff_t n, ptrdiff_t) {
+                ON_LEVEL(quantize<T>(inputs + n * input_stride, 0, matrix.width, matrix.bits,
+                                  quantized[n]));
+            });
+        team.share(matrix.outputs, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
+            ON_LEVEL(product<T>(matrix, inputs, input_stride, quantized, num_rows, outputs,
+                                matrix.outputs, begin, end));
         });
     });
 }
@@ -88,7 +99,7 @@ using anyorder::bf16;
 
 extern "C" {
 
-// 0: none of these kernels runs here; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16 products.
+// 0: none of these kernels runs here; 1: AVX2; 2: AVX-512; 3: with VNNI; 4: with bfloat16 products.
 int anyorder_level() { return anyorder::level; }
 
 // Use an instruction set below the best one, for tests. Returns what is used now.
@@ -96,17 +107,17 @@ int anyorder_set_level(int wanted) {
     return anyorder::level = std::min(wanted, anyorder::best_level());
 }
 
-// outputs [rows, outputs], inputs [rows, width], weights [outputs, width] without gaps, bias
-// [outputs] or null. The stride is between rows of the inputs, in elements.
-#define ANYORDER_LINEAR(NAME, T)                                                                  \
-    void NAME(T* outputs, const T* inputs, const T* weights, const T* bias, int64_t num_rows,     \
-              int64_t num_outputs, int64_t width, int64_t input_stride, int64_t num_threads) {    \
-        anyorder::run_linear<T>({outputs, inputs, weights, bias, num_rows, num_outputs, width,    \
-                                 input_stride, num_outputs},                                      \
-                                num_threads);                                                     \
-    }
-ANYORDER_LINEAR(anyorder_linear_float32, float)
-ANYORDER_LINEAR(anyorder_linear_bfloat16, bf16)
+// outputs [rows, outputs] = inputs [rows, width] matrix^T + bias. The stride is between rows of the
+// inputs, in elements.
+void anyorder_linear_float32(const anyorder::Matrix* matrix, const float* inputs, float* outputs,
+                             int64_t num_rows, int64_t input_stride, int64_t num_threads) {
+    anyorder::run_linear(*matrix, inputs, outputs, num_rows, input_stride, num_threads);
+}
+
+void anyorder_linear_bfloat16(const anyorder::Matrix* matrix, const bf16* inputs, bf16* outputs,
+                              int64_t num_rows, int64_t input_stride, int64_t num_threads) {
+    anyorder::run_linear(*matrix, inputs, outputs, num_rows, input_stride, num_threads);
+}
 
 // All rows of a pass through the given layers; see layers.h.
 void anyorder_layers_float32(const anyorder::Pass* pass) { anyorder::run_layers<float>(*pass); }

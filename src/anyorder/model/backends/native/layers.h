@@ -3,13 +3,22 @@
 
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace anyorder {
 
+struct Matrix {            // weights [outputs, width] without gaps
+    const void* values;    // of the pass's type, or bytes as `quantized.inc` describes
+    const void* scales;    // [outputs, width / 32] float16; null where not quantised
+    const void* lows;      // likewise, with 4 bits
+    const void* bias;      // [outputs] of the pass's type, or null
+    int64_t bits;          // 8 or 4; 0: not quantised
+    int64_t outputs, width;
+};
+
 struct Layer {
-    // Weights [outputs, inputs]; biases and norms of the heads may be null.
-    const void *attention_norm, *qkv, *qkv_bias, *query_norm, *key_norm, *out, *out_bias;
-    const void *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+    Matrix qkv, out, gate_up, down;
+    const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // of the heads may be null
     void *keys, *values;   // pages [pages, page size, key heads, head width]
     int64_t rope;          // which of the pass's rotations; -1: none
     int64_t window;        // a query sees keys less than so many positions before it; 0: all
@@ -27,6 +36,29 @@ struct Group {  // as core.batch.AttentionGroup
 struct Rotation {
     const void *cosines, *sines;  // [rows, rotated width]
     int64_t width;
+};
+
+// Inputs of a quantised matrix, one row: values [width], for each 64 of them 16 scales (of the
+// sums of four products that a register holds), for each 32 their sum.
+struct QuantizedRow {
+    int8_t* values;
+    float *scales, *sums;
+};
+
+class QuantizedRows {
+  public:
+    QuantizedRows(int64_t num_rows, int64_t width)
+        : width_(width), values_(num_rows * width), scales_(num_rows * width / 4),
+          sums_(num_rows * width / 32) {}
+    QuantizedRow operator[](int64_t n) {
+        return {values_.data() + n * width_, scales_.data() + n * width_ / 4,
+                sums_.data() + n * width_ / 32};
+    }
+
+  private:
+    int64_t width_;
+    std::vector<int8_t> values_;
+    std::vector<float> scales_, sums_;
 };
 
 struct Pass {

@@ -13,16 +13,26 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import torch
 from torch import nn
 
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
-from anyorder.model.backends.native import NAMES, library
+from anyorder.model.backends.linear import MOST_ROWS, Linear
+from anyorder.model.backends.native import (
+    NAMES,
+    QUANTIZED_LEVEL,
+    Matrix,
+    level,
+    library,
+    plain_matrix,
+)
+from anyorder.model.backends.quantized import QuantizedLinear
 from anyorder.model.config import ModelConfig, Rope
+from anyorder.model.layers import RmsNorm
 from anyorder.model.rotary import Rotation
 
-MOST_ROWS = 32
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 _REGISTER = 32
 """Head widths and inner widths are multiples of it: two registers of 16 floats."""
@@ -30,15 +40,20 @@ _REGISTER = 32
 
 def _structure(name: str, **kinds: str) -> type[ctypes.Structure]:
     """A structure of `layers.h`: by kind of field, their names."""
-    types = {"pointers": ctypes.c_void_p, "numbers": ctypes.c_int64, "reals": ctypes.c_double}
+    types: dict[str, Any] = {
+        "matrices": Matrix,
+        "pointers": ctypes.c_void_p,
+        "numbers": ctypes.c_int64,
+        "reals": ctypes.c_double,
+    }
     fields = [(field, types[kind.split("_")[0]]) for kind in kinds for field in kinds[kind].split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
 _Layer = _structure(
     "Layer",
-    pointers="attention_norm qkv qkv_bias query_norm key_norm out out_bias mlp_norm gate_up "
-    "gate_up_bias down down_bias keys values",
+    matrices="qkv out gate_up down",
+    pointers="attention_norm query_norm key_norm mlp_norm keys values",
     numbers="rope window",
     reals="scale",
 )
@@ -63,14 +78,21 @@ class LayerStack:
 
     def __init__(self, config: ModelConfig, layers: Seq[nn.Module]) -> None:
         self._config = config
-        self._parameters = [dict(layer.named_parameters()) for layer in layers]
-        self._flat = [tensor for named in self._parameters for tensor in named.values()]
+        self._modules = [
+            {name: _find(layer, name) for name in (*_MATRICES, *_NORMS)} for layer in layers
+        ]
+        self._tensors = [tensor for layer in layers for tensor in _tensors(layer)]
         self._addresses: list[int] = []
         self._layers = (_Layer * len(layers))()
-        known = set(_WEIGHTS.values())
-        self._supported = self.supports(config) and all(
-            known.issuperset(named) for named in self._parameters
-        )
+        known = [
+            sum(len(_tensors(module)) for module in found.values() if module is not None)
+            for found in self._modules
+        ]
+        self._supported = self.supports(config) and sum(known) == len(self._tensors)
+        """Nothing in the layers is unknown here, an adapter say."""
+        self._level = 1
+        if any(isinstance(m, QuantizedLinear) for found in self._modules for m in found.values()):
+            self._level = QUANTIZED_LEVEL
 
     def __deepcopy__(self, memo: object) -> None:
         """A copied network has weights of its own and makes its own stack of them."""
@@ -100,13 +122,12 @@ class LayerStack:
         """Can this pass run here? Depends on its shape alone, never on time or load."""
         return (
             self._supported
-            and len(x_NW) <= MOST_ROWS
+            and len(x_NW) <= MOST_ROWS.get(x_NW.dtype, 0)
             and batch.slots_N is not None
             and x_NW.device.type == "cpu"
-            and x_NW.dtype in NAMES
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
-            and library() is not None
+            and level() >= self._level
         )
 
     def run(
@@ -170,35 +191,52 @@ class LayerStack:
 
     def _refresh(self) -> None:
         """Where the weights lie now: whoever trains them may put others in their place."""
-        addresses = [tensor.data_ptr() for tensor in self._flat]
+        addresses = [tensor.data_ptr() for tensor in self._tensors]
         if addresses == self._addresses:
             return
         self._addresses = addresses
-        for index, (entry, named) in enumerate(zip(self._layers, self._parameters, strict=True)):
+        for index, (entry, found) in enumerate(zip(self._layers, self._modules, strict=True)):
             layer = self._config.layers[index]
-            for field, name in _WEIGHTS.items():
-                tensor = named.get(name)
-                assert tensor is None or tensor.is_contiguous(), f"{name} has gaps"
-                setattr(entry, field, None if tensor is None else tensor.data_ptr())
+            for name, field in _MATRICES.items():
+                module = found[name]
+                if isinstance(module, QuantizedLinear):
+                    matrix = module.matrix()
+                else:
+                    assert isinstance(module, Linear) and module.weight.is_contiguous()
+                    matrix = plain_matrix(module.weight, module.bias)
+                setattr(entry, field, matrix)
+            for name, field in _NORMS.items():
+                norm = found[name]
+                address = norm.weight.data_ptr() if isinstance(norm, RmsNorm) else None
+                setattr(entry, field, address)
             entry.window = layer.window or 0
             entry.scale = layer.attention_scale
 
 
-_WEIGHTS = {
-    "attention_norm": "attention_norm.weight",
-    "qkv": "attention.qkv.weight",
-    "qkv_bias": "attention.qkv.bias",
-    "query_norm": "attention.query_norm.weight",
-    "key_norm": "attention.key_norm.weight",
-    "out": "attention.out.weight",
-    "out_bias": "attention.out.bias",
-    "mlp_norm": "mlp_norm.weight",
-    "gate_up": "mlp.gate_up.weight",
-    "gate_up_bias": "mlp.gate_up.bias",
-    "down": "mlp.down.weight",
-    "down_bias": "mlp.down.bias",
+_MATRICES = {
+    "attention.qkv": "qkv",
+    "attention.out": "out",
+    "mlp.gate_up": "gate_up",
+    "mlp.down": "down",
 }
-"""Fields of `Layer`, and where `model.transformer.Layer` has them."""
+_NORMS = {
+    "attention_norm": "attention_norm",
+    "attention.query_norm": "query_norm",
+    "attention.key_norm": "key_norm",
+    "mlp_norm": "mlp_norm",
+}
+"""Modules of `model.transformer.Layer`, and the fields of `Layer` in layers.h."""
+
+
+def _find(layer: nn.Module, name: str) -> nn.Module | None:
+    found: Any = layer
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _describe(target: ctypes.Structure, group: AttentionGroup, keep: list[torch.Tensor]) -> None:

@@ -44,6 +44,7 @@ inline void from_float(float value, bf16* out) {  // to nearest, ties to even
 #define ANYORDER_POLYNOMIAL(r)                                                               \
     (1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +       \
      r * (1.0f / 720 + r * (1.0f / 5040))))))))
+constexpr int OUTPUTS = 4;  // rows of a weight matrix in a tile
 constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
 
 #pragma GCC push_options
@@ -99,6 +100,7 @@ template <>
 struct Step<bf16> : Step<float> {
     static inline Values load(const bf16* from) { return Wide<bf16>::load(from); }
 };
+#include "unquantized.inc"
 #include "linear.inc"
 #include "layers.inc"
 }  // namespace avx2
@@ -155,13 +157,25 @@ template <>
 struct Step<bf16> : Step<float> {
     static inline Values load(const bf16* from) { return Wide<bf16>::load(from); }
 };
+#include "unquantized.inc"
 #include "linear.inc"
 #include "layers.inc"
 }  // namespace avx512
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
+namespace avx512_vnni {
+using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Step, avx512::Sums;
+using avx512::total, avx512::Wide, avx512::zero;
+#include "quantized.inc"
+#include "linear.inc"
+#include "layers.inc"
+}  // namespace avx512_vnni
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,f16c")
 namespace avx512_bf16 {
 using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Sums, avx512::total;
 using avx512::Wide, avx512::zero;
@@ -176,6 +190,7 @@ struct Step<bf16> {
     }
     static inline Sums add(Sums sums, Values a, Values b) { return _mm512_dpbf16_ps(sums, a, b); }
 };
+#include "quantized.inc"
 #include "linear.inc"
 #include "layers.inc"
 }  // namespace avx512_bf16

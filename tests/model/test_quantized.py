@@ -1,0 +1,190 @@
+"""Weights of 8 and 4 bits: what they stand for, and products with them."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.model.paged import Cached
+from tests.model.test_native_kernels import PIECES, config, draw
+
+from anyorder.core.errors import UserError
+from anyorder.model.backends import native, quantized
+from anyorder.model.backends.linear import Linear
+from anyorder.model.backends.native import stack
+from anyorder.model.backends.quantized import Bits, QuantizedLinear
+from anyorder.model.loaded import load
+from anyorder.model.transformer import Transformer
+
+built = pytest.mark.skipif(
+    native.level() < native.QUANTIZED_LEVEL
+    and (shutil.which("c++") is None or not torch.cpu._is_avx512_supported()),
+    reason="no compiler, or a processor without VNNI: quantised weights are expanded by torch",
+)
+BITS: list[Bits] = [8, 4]
+
+
+@pytest.fixture(params=range(native.QUANTIZED_LEVEL, len(native.LEVELS)))
+def level(request: Any) -> Iterator[int]:
+    kernels = native.library()
+    assert kernels is not None
+    yield kernels.anyorder_set_level(request.param)
+    kernels.anyorder_set_level(len(native.LEVELS) - 1)
+
+
+def rounded_inputs(x_NI: torch.Tensor) -> torch.Tensor:
+    """What the kernels make of inputs: 8 bits and a scale for each 32. In float32 as they do, so
+    that ties (many in bfloat16) fall on the same side."""
+    groups = x_NI.float().view(len(x_NI), -1, 32)
+    largest = groups.abs().amax(-1, keepdim=True)
+    # Scalar / tensor would be a product with a reciprocal in torch.
+    units = (groups * (torch.full_like(largest, 127) / largest)).round()
+    return (units.double() * (largest / 127).double()).view_as(x_NI)
+
+
+# ----------------------------------------------------------------------------------------- weights
+@pytest.mark.parametrize(("bits", "steps"), [(8, 127), (4, 15)])
+def test_a_weight_is_off_by_half_a_step_at_most(bits: Bits, steps: int) -> None:
+    weight = draw(24, 192, dtype=torch.float32)
+    layer = QuantizedLinear(weight, None, bits)
+    groups = weight.view(24, -1, 32)
+    low, high = groups.aminmax(dim=-1)
+    reach = groups.abs().amax(-1) if bits == 8 else high - low
+    step = (reach / steps)[..., None]
+    error = (layer.expanded(torch.float32).view_as(groups) - groups).abs()
+    # float16 has 11 bits, for the scale and for the lowest value.
+    slack = (groups.abs().amax(-1, keepdim=True) + reach[..., None]) * 2**-10
+    assert (error <= step / 2 + slack).all()
+    assert error.mean() > step.mean() / 8  # it is not simply the weights
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_that_were_quantised_before_come_through(bits: Bits) -> None:
+    """GGUF's Q4_1 and Q8_0 hold the same numbers."""
+    once = QuantizedLinear(draw(24, 192, dtype=torch.float32), None, bits).expanded(torch.float32)
+    again = QuantizedLinear(once, None, bits).expanded(torch.float32)
+    # The scale is computed anew, from the ends of a group, and rounds to the same float16.
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_groups_without_spread(bits: Bits) -> None:
+    weight = torch.zeros(4, 64)
+    weight[1] = 0.5
+    layer = QuantizedLinear(weight, None, bits)
+    torch.testing.assert_close(layer.expanded(torch.float32), weight, rtol=1e-3, atol=0)
+    x = draw(2, 64, dtype=torch.float32)
+    torch.testing.assert_close(layer(x), F.linear(x, weight), rtol=0.02, atol=0.02)
+    assert layer(torch.zeros(1, 64)).abs().max() == 0
+
+
+# ---------------------------------------------------------------------------------------- products
+@built
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "num_outputs"), [(64, 1), (128, 7), (576, 70), (1088, 131)])
+def test_products_are_those_of_the_rounded_inputs(
+    level: int, bits: Bits, dtype: torch.dtype, width: int, num_outputs: int
+) -> None:
+    weight_OI = draw(num_outputs, width, dtype=torch.float32, seed=1)
+    bias_O = draw(num_outputs, dtype=dtype, seed=2)
+    layer = QuantizedLinear(weight_OI, bias_O, bits)
+    for num_rows in (1, 2, 3, 4, 6, 33):
+        x_NI = draw(num_rows, width, dtype=dtype)
+        exact = F.linear(rounded_inputs(x_NI), layer.expanded(torch.float64), bias_O.double())
+        got = layer(x_NI)
+        # Sums in float; a product of two scales; and the result's own rounding.
+        bound = 2e-6 * width + torch.finfo(dtype).eps * exact.abs()
+        assert got.dtype == dtype and ((got - exact).abs() <= bound).all()
+
+
+@built
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_are_independent_and_threads_change_nothing(level: int, bits: Bits) -> None:
+    layer = QuantizedLinear(draw(515, 320, dtype=torch.float32, seed=1), None, bits)
+    x_NI = draw(40, 320, dtype=torch.float32)
+    together = layer(x_NI)
+    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1)]:
+        assert torch.equal(layer(x_NI[first : first + count]), together[first : first + count])
+    torch.set_num_threads(3)
+    assert torch.equal(layer(x_NI), together)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_without_kernels_weights_are_expanded(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantizedLinear(draw(7, 64, dtype=torch.float32), None, bits)
+    monkeypatch.setattr(quantized, "level", lambda: 0)
+    x_NI = draw(3, 64, dtype=torch.float32)
+    assert torch.equal(layer(x_NI), F.linear(x_NI, layer.expanded(torch.float32)))
+
+
+# ------------------------------------------------------------------------------------ whole models
+def network(dtype: torch.dtype = torch.float32) -> Transformer:
+    sizes = {"width": 64, "head_width": 32, "mlp_width": 128}
+    return Transformer.random(config(**sizes), seed=0, spread=0.1, dtype=dtype)
+
+
+@torch.no_grad()
+def logits(model: Transformer) -> torch.Tensor:
+    cached = Cached(model, 3, 24)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for pieces in PIECES:
+        drawn = [(s, torch.randint(1, 61, (n,), generator=generator)) for s, n in pieces]
+        found += cached.run(drawn)
+    return torch.cat(found)
+
+
+@built
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.03), (4, 0.3)])
+def test_layers_with_quantised_weights(
+    level: int, bits: Bits, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = network()
+    model = copy.deepcopy(plain)
+    model.quantize(bits)
+    runs: list[int] = []
+    known = stack.LayerStack.run
+    monkeypatch.setattr(stack.LayerStack, "run", lambda *given: (runs.append(1), known(*given))[1])
+    whole = logits(model)
+    assert len(runs) == len(PIECES)
+    monkeypatch.setattr(stack, "MOST_ROWS", {})
+    by_module = logits(model)
+    assert len(runs) == len(PIECES)
+    spread = whole.std()
+    # An input that is rounded the other way is off by a step of its group.
+    assert (whole - by_module).abs().mean() < 0.002 * spread
+    error = (whole - logits(plain)).abs().mean()
+    assert 0 < error < bound * spread
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_which_layers_are_quantised(bits: Bits) -> None:
+    model = network()
+    model.quantize(bits)
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    replaced = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert not linears and len(replaced) == 4 * 3 + 1
+    assert model.quantized_head is not None and model.quantized_head.bits == 8
+    odd = Transformer.random(config(), seed=0)  # its width of 48 fits no register
+    odd.quantize(bits)
+    assert odd.quantized_head is None
+    assert not any(m.scales.shape[1] % 2 for m in odd.modules() if isinstance(m, QuantizedLinear))
+    assert any(isinstance(module, Linear) for module in odd.modules())
+
+
+@pytest.mark.parametrize("quantize", ["int3", "8", ""])
+def test_an_unknown_number_of_bits_is_refused(quantize: str) -> None:
+    with pytest.raises(UserError, match="quantize must be one of int8, int4"):
+        load("smollm2-135m-instruct", quantize=quantize)
+
+
+def test_quantised_weights_are_for_cpus() -> None:
+    with pytest.raises(UserError, match="is for CPUs, and the model is to run on meta"):
+        load("smollm2-135m-instruct", quantize="int8", device="meta")

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from anyorder.core import lookup
 from anyorder.core.errors import UserError
 from anyorder.core.objective import Loss, Objective, TrainingBatch
-from anyorder.model.transformer import Layer
+from anyorder.model.transformer import Transformer
 from anyorder.training.config import Recipe
 from anyorder.training.network import Trainee
 from anyorder.training.team import Team, part_of, whole
@@ -73,7 +73,8 @@ class Passes:
         if team.size > 1:
             from anyorder.training.sharding import shard
 
-            self._orders = shard(self._call, trainee.network, team, dtype=dtype)
+            layers = _layers(trainee.network)
+            self._orders = shard(self._call, trainee.network, layers, team, dtype=dtype)
         self._pairs = [
             (rounded, exact)
             for (_, rounded), (_, exact) in zip(_trained(worker), _trained(trainee), strict=True)
@@ -156,7 +157,7 @@ def split(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
 
 def _arrange(network: nn.Module, recipe: Recipe) -> None:
     """Checkpoint and compile the layers, as the recipe says."""
-    layers = [module for module in network.modules() if isinstance(module, Layer)]
+    layers = _layers(network)
     for name in ("checkpoint_layers", "compile"):
         if getattr(recipe.run, name) and not layers:
             raise UserError(f"[run] {name} is for networks with layers of a transformer.")
@@ -166,9 +167,15 @@ def _arrange(network: nn.Module, recipe: Recipe) -> None:
             run = functools.partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
-            layer.forward = run  # type: ignore[method-assign]
+            layer.forward = run
         if recipe.run.compile:
             layer.compile()
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that are run as a whole; drafters run some parts of theirs."""
+    stacks = [module for module in network.modules() if isinstance(module, Transformer)]
+    return list(dict.fromkeys(layer for stack in stacks for layer in stack.layers))
 
 
 def _trained(trainee: Trainee) -> Iterator[tuple[str, nn.Parameter]]:

@@ -13,7 +13,7 @@ output layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,15 +29,23 @@ from torch.distributed.tensor.parallel import (
 from anyorder.core.errors import UserError
 from anyorder.model.attention import Attention
 from anyorder.model.layers import Mlp
-from anyorder.model.transformer import Layer, Transformer
+from anyorder.model.transformer import Transformer
 from anyorder.training.team import Team
 
 Orders = Mapping[str, torch.Tensor]
 """Parameters whose rows are reordered -> which row comes where."""
 
 
-def shard(root: nn.Module, network: nn.Module, team: Team, *, dtype: torch.dtype) -> Orders:
-    """Spread the parameters of `root`, of which `network` is a part, over the team.
+def shard(
+    root: nn.Module,
+    network: nn.Module,
+    layers: Sequence[nn.Module],
+    team: Team,
+    *,
+    dtype: torch.dtype,
+) -> Orders:
+    """Spread the parameters of `root`, of which `network` and its `layers` are parts, over the
+    team.
 
     Passes run in `dtype`, gradients are summed in float32."""
     assert team.mesh is not None, "a team of several processes has a mesh"
@@ -49,7 +57,6 @@ def shard(root: nn.Module, network: nn.Module, team: Team, *, dtype: torch.dtype
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    layers = [module for module in network.modules() if isinstance(module, Layer)]
     for module in (*layers, root):
         # Put away after every pass, so that the parameters are parts whenever no pass runs.
         fully_shard(module, mesh=team.mesh["data"], mp_policy=policy, reshard_after_forward=True)

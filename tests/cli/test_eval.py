@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from tests.cli.conftest import Run
 from tests.model.seq2seq import make
 
 import anyorder
+from anyorder.cli import eval as eval_verb
 from anyorder.cli.evaluations.drafting import _made_for
 from anyorder.evaluation.brier import brier
 from anyorder.model.checkpoint import open_folder
@@ -122,6 +124,18 @@ def test_models_are_compared(run: Run, model: str, other: str, recipe: str, tmp_
     run("eval", masked, *flags, "--output", str(files[1]))
     (row,) = json.loads(files[1].read_text("utf-8"))["rows"]
     assert f"{row['perplexity']:,.2f}" == bounds[0][3]  # the same noise
+
+
+def test_on_a_terminal_the_table_is_markdown_too(
+    run: Run, model: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich import console
+
+    plain = run("eval", model, model, "--data", recipe)
+    monkeypatch.setattr(eval_verb, "on_terminal", lambda: True)
+    wide = functools.partial(console.Console, width=200)
+    monkeypatch.setattr(console, "Console", wide)
+    assert rows(run("eval", model, model, "--data", recipe)) == rows(plain)
 
 
 def test_what_a_model_was_trained_for_can_be_said(run: Run, model: str, recipe: str) -> None:

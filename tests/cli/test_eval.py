@@ -271,6 +271,11 @@ def test_quality_of_a_models_samples(run: Run, model: str, recipe: str) -> None:
     real, samples = data["rows"]
     assert real["model"] == "(the text itself)" and samples["model"] == model
     assert real["num_samples"] == samples["num_samples"] == 2
+    text = " ".join(TEXTS["Persuasion"])
+    long = Path(recipe).with_name("long.jsonl")
+    long.write_text(json.dumps({"text": text}) + "\n")
+    copies = ("--task", "quality", "--copied-from", recipe, "--json")
+    assert run("eval", str(long), *copies).json["rows"][0]["copied"] == 3 / 8
     other = run("eval", model, *flags, "8", "--seed", "9", "--json").json["rows"]
     assert other[0] == real and other[1] != samples
     file = Path(recipe).with_name("asked.jsonl")

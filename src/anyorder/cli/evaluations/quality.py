@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.cli.evaluations.data import PromptItem, open_prompts
+from anyorder.cli.evaluations.data import PromptItem, open_data, open_prompts
 from anyorder.cli.evaluations.models import Shown, controls, load_shown, name_of_model, open_shown
 from anyorder.cli.files import read_text
 from anyorder.cli.numbers import whole_number
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.model.tokenizer import Tokenizer
 
-FLAGS = frozenset({"part", "num", "judge", "prompt_tokens"})
+FLAGS = frozenset({"part", "num", "judge", "prompt_tokens", "copied_from"})
 TAKES_REQUEST = True
 _NUM = 200
 _PROMPT_TOKENS = 16
@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("quality").add_argument
     add("--judge", metavar="MODEL", help="a second model, for generative perplexity")
     add(
+        "--copied-from",
+        metavar="DATA",
+        nargs="+",
+        help="a recipe (its training part), corpora or files: which 8-grams stand there?",
+    )
+    add(
         "--prompt-tokens",
         metavar="N",
         help=f"tokens of a text without a prompt that are given [{_PROMPT_TOKENS}]",
@@ -44,9 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     """A row for each model or file of samples, and one for what the texts really say."""
-    from anyorder.evaluation.quality import judge, quality
+    from anyorder.evaluation.quality import copied, judge, quality
     from anyorder.evaluation.tables import Column, Table
 
+    source = None
+    if arguments.copied_from is not None:
+        source = open_data(arguments.copied_from, None, usual="train")
     num = whole_number("--num", arguments.num, _NUM)
     found: dict[str, list[Sample]] = {}
     for model in arguments.models:
@@ -65,6 +74,9 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     for name, samples in found.items():
         values = quality(samples)
         row: dict[str, Cell] = {"model": name, **vars(values)}
+        if source is not None:
+            texts = (document.plain_text for document in source.documents())
+            row["copied"] = copied((sample.text for sample in samples), texts)
         if engine is not None:
             judgement = judge(engine, samples, shown)
             row["perplexity"] = None if judgement is None else judgement.perplexity
@@ -84,6 +96,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         Column(key="entropy", title="entropy"),
         Column(key="rep_4", title="rep-4", digits=3),
         Column(key="compression", title="zlib"),
+        Column(key="copied", title="copied", digits=3),
         Column(key="distinct_1", title="distinct-1", digits=3),
         Column(key="distinct_2", title="distinct-2", digits=3),
         Column(key="self_bleu", title="self-BLEU", digits=1),

@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny import tiny_config
 from tests.training.giving_up import give_up
 from tests.training.runs import memory_data, small_recipe, train_cases
 
 from anyorder.cli.main import main
 from anyorder.core.errors import TrainingStopped, UserError
+from anyorder.model.transformer import Transformer
+from anyorder.training.adapters import adapt
 from anyorder.training.checkpoints import read_checkpoint
 from anyorder.training.distributed import launch, team_of
 from anyorder.training.metrics import read_metrics
+from anyorder.training.sections import AdapterRecipe
+from anyorder.training.sharding import shard
 from anyorder.training.team import Team
 from anyorder.training.trainer import Trainer
 
@@ -112,6 +117,20 @@ def test_what_one_process_cannot_do_is_refused(tmp_path: Path) -> None:
             Trainer(small_recipe(tmp_path, run=options), team=Team(size=2))
     with pytest.raises(UserError, match=r"matrices that muon needs whole"):
         small_recipe(tmp_path, run={"tensor_parallel": 2}, optimizer={"name": "muon"})
+
+
+def test_matrices_that_cannot_be_split_are_refused() -> None:
+    two = Team(size=2, tensor=2)
+    for changes in ({"num_kv_heads": 1}, {"mlp_width": 49}, {"qk_norm": "head"}, {"alibi": True}):
+        network = Transformer(tiny_config(**changes))
+        with pytest.raises(UserError, match=r"tensor_parallel = 2 must divide key/value heads \("):
+            shard(network, network, [], two, dtype=torch.float32)
+    network = Transformer(tiny_config())
+    adapt(network, AdapterRecipe(), seed=0)
+    with pytest.raises(UserError, match=r"of a decoder without adapters, experts"):
+        shard(network, network, [], two, dtype=torch.float32)
+    with pytest.raises(UserError, match=r"tensor_parallel is for decoders"):
+        shard(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), [], two, dtype=torch.float32)
 
 
 RECIPE = """

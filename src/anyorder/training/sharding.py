@@ -30,6 +30,7 @@ from anyorder.core.errors import UserError
 from anyorder.model.attention import Attention
 from anyorder.model.layers import Mlp
 from anyorder.model.transformer import Transformer
+from anyorder.training.adapters import AdaptedLinear
 from anyorder.training.team import Team
 
 Orders = Mapping[str, torch.Tensor]
@@ -48,12 +49,12 @@ def shard(
     team.
 
     Passes run in `dtype`, gradients are summed in float32."""
-    assert team.mesh is not None, "a team of several processes has a mesh"
     orders: Orders = {}
     if team.tensor > 1:
         orders = _split_matrices(network, team)
     if team.num_shares == 1 and dtype == torch.float32:
         return orders  # nothing to share and nothing to round
+    assert team.mesh is not None, "a team of several processes has a mesh"
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -70,15 +71,16 @@ def shard(
 
 def _split_matrices(network: nn.Module, team: Team) -> Orders:
     count = team.tensor
-    if not isinstance(network, Transformer):
+    if type(network) is not Transformer:
         raise UserError("[run] tensor_parallel is for decoders; leave it out for other networks.")
     config = network.config
     special = config.qk_norm != "none" or config.alibi or any(x.experts for x in config.layers)
+    special |= any(isinstance(module, AdaptedLinear) for module in network.modules())
     if special or config.num_kv_heads % count or config.mlp_width % count:
         raise UserError(
             f"[run] tensor_parallel = {count} must divide key/value heads ({config.num_kv_heads}) "
-            f"and mlp_width ({config.mlp_width}), of a decoder without experts, ALiBi and norms of "
-            "queries; choose another number, or leave it out."
+            f"and mlp_width ({config.mlp_width}), of a decoder without adapters, experts, ALiBi "
+            "and norms of queries; choose another number, or leave it out."
         )
     assert team.mesh is not None, "a team of several processes has a mesh"
     orders: dict[str, torch.Tensor] = {}

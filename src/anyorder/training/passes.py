@@ -66,7 +66,10 @@ class Passes:
             )
         self._blank: nn.Module | None = None
         if team.size > 1:
-            self._blank = copy.deepcopy(trainee.network).to("meta")
+            self._blank = _filled(
+                trainee.network,
+                {n: p.to("meta") for n, p in trainee.network.named_parameters()},
+            )
         self._call = _Call(recipe.objective, worker)
         _arrange(worker.network, recipe)
         self._orders: Mapping[str, torch.Tensor] = {}
@@ -141,9 +144,7 @@ class Passes:
         if self._blank is None:
             return self.trainee
         weights = self.whole(dict(self.trainee.network.named_parameters()))
-        network = copy.deepcopy(self._blank)
-        if self._team.leads:
-            network.load_state_dict(weights, assign=True)
+        network = _filled(self._blank, weights) if self._team.leads else self._blank
         return dataclasses.replace(self.trainee, network=network)
 
 
@@ -170,6 +171,15 @@ def _arrange(network: nn.Module, recipe: Recipe) -> None:
             layer.forward = run
         if recipe.run.compile:
             layer.compile()
+
+
+def _filled(network: nn.Module, values: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy of a network with other values, its parameters shared as in the original."""
+    copies = {
+        id(parameter): nn.Parameter(values[name].detach(), requires_grad=parameter.requires_grad)
+        for name, parameter in network.named_parameters()
+    }
+    return copy.deepcopy(network, copies)
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:

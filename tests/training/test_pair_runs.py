@@ -30,10 +30,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"warmup": 2},
     "run": {"steps": 6, "batch_size": 4, "checkpoint_every": 3, "validate_every": 3, "seed": 5},
 }
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "encoder_decoder": {},
     "mask_predict": {"length_head": True},
     "dag": {"vertices_per_token": 3},
+    "ctc": {"vertices_per_token": 3, "links": False},
 }
 
 
@@ -92,7 +93,8 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_as_a_model(name: str, tmp_pa
     assert isinstance(loaded.network, EncoderDecoder)
     assert loaded.abilities.source_length >= 40
     assert loaded.abilities.num_lengths == (49 if name == "mask_predict" else 0)
-    assert loaded.abilities.vertices_per_token == (3 if name == "dag" else 0)
+    assert loaded.abilities.vertices_per_token == KINDS[name].get("vertices_per_token", 0)
+    assert loaded.abilities.num_links == (2 if name == "dag" else 0)
     assert loaded.abilities.attention == {
         "causal" if name == "encoder_decoder" else "bidirectional"
     }

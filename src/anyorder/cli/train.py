@@ -93,6 +93,8 @@ def train(rank: int, size: int, meeting: Path | None, path: str, output: str | N
             trainer = Trainer(recipe, watch=watch.show, progress=preparing, team=team)
         finally:
             preparing.close()
+        for line in trainer.left_out:
+            note(line)
         if trainer.step:
             note(f"going on after step {trainer.step} of {recipe.run.steps}")
         try:

@@ -93,7 +93,7 @@ def trained_with(abilities: Abilities) -> Objective:
         )
     if len(abilities.attention) > 1:
         raise UserError(
-            f"{abilities.name} was trained for both kinds of attention, and no likelihood of a text "
+            f"{abilities.name} was trained for both kinds of attention; no likelihood of a text "
             "that it writes partly in parallel is computed here; objective next_token tells that "
             "of plain text, left to right."
         )

@@ -6,6 +6,7 @@ step, and their gradients are added up in float32. In a team of processes FSDP2 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,6 +22,7 @@ from anyorder.core.errors import UserError
 from anyorder.core.objective import Loss, Objective, TrainingBatch
 from anyorder.model.transformer import Transformer
 from anyorder.training.config import Recipe
+from anyorder.training.dropout import add_dropout, drawn_by
 from anyorder.training.network import Trainee
 from anyorder.training.team import Team, part_of, whole
 
@@ -49,6 +51,7 @@ class Passes:
         dtype: torch.dtype = getattr(torch, recipe.run.dtype)
         self.trainee = trainee
         self._device, self._team = device, team
+        self._drops = recipe.run.dropout > 0
         if recipe.objective.draws_texts and team.num_shares > 1:
             name = lookup.name_of(recipe.objective)
             raise UserError(
@@ -87,7 +90,8 @@ class Passes:
     def loss(self, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """The objective's loss of a batch, which may lie on another device."""
         tensors: dict[str, Any] = {n: t.to(self._device) for n, t in _tensors(batch).items()}
-        total, weight, metrics = self._call(dataclasses.replace(batch, **tensors), rng)
+        with drawn_by(rng) if self._drops else contextlib.nullcontext():
+            total, weight, metrics = self._call(dataclasses.replace(batch, **tensors), rng)
         return Loss(total=total, weight=weight, metrics=metrics)
 
     @torch.no_grad()
@@ -157,16 +161,19 @@ def split(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
 
 
 def _arrange(network: nn.Module, recipe: Recipe) -> None:
-    """Checkpoint and compile the layers, as the recipe says."""
+    """Checkpoint and compile the layers, with dropout or without, as the recipe says."""
+    if recipe.run.dropout:
+        add_dropout(network, recipe.run.dropout)
     layers = _layers(network)
     for name in ("checkpoint_layers", "compile"):
         if getattr(recipe.run, name) and not layers:
             raise UserError(f"[run] {name} is for networks with layers of a transformer.")
     for layer in layers:
         if recipe.run.checkpoint_layers:
-            # Nothing is drawn within a layer, so that no generator's state must be kept.
+            # Dropout is all that is drawn within a layer.
+            drawn = recipe.run.dropout > 0
             run = functools.partial(
-                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drawn
             )
             layer.forward = run
         if recipe.run.compile:

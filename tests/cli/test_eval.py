@@ -271,6 +271,17 @@ def test_quality_of_a_models_samples(run: Run, model: str, recipe: str) -> None:
     real, samples = data["rows"]
     assert real["model"] == "(the text itself)" and samples["model"] == model
     assert real["num_samples"] == samples["num_samples"] == 2
+    many = Path(recipe).with_name("many.jsonl")
+    lines = [
+        {"text": f"The {n} birds of the wood sang as the {7 * n} days went by."} for n in range(40)
+    ]
+    many.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = ("--task", "quality", "--judge", model, "--mauve")
+    data = run("eval", model, *judged, "--data", str(many), "--max-new-tokens", "9", "--json").json
+    assert data["rows"][0]["mauve"] > 0.5 > data["rows"][1]["mauve"] > 0
+    assert "one half with the other" in data["notes"][-1]
+    outcome = run("eval", str(many), *judged)
+    assert outcome.code == 2 and "--mauve needs --judge, and a model" in outcome.err
     text = " ".join(TEXTS["Persuasion"])
     long = Path(recipe).with_name("long.jsonl")
     long.write_text(json.dumps({"text": text}) + "\n")

@@ -12,7 +12,8 @@
 None of these alone says that samples are good: n-gram diversity is highest for shuffled words, and
 a judge likes nothing better than one phrase again and again. Numbers under different judges, or of
 samples of different length, do not compare. Words are runs of letters and digits, or single other
-signs, so that all but the judge's numbers are free of any tokenizer. MAUVE is not here.
+signs, so that all but the judge's numbers are free of any tokenizer. `mauve` compares samples
+with real texts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Train a model as a recipe says, or go on with a run that was interrupted.
 
 A recipe is a TOML file with the sections [model], [data], [objective], [optimizer], [schedule] and
-[run], and where they are needed [teacher] and [adapter]. The output folder holds model/ (for `-m` and for transformers), checkpoints/ and
-metrics.jsonl. The same command on an existing output folder continues it from its last checkpoint,
-with any number of processes. torchrun may start the processes too.
+[run], and where they are needed [teacher] and [adapter]. The output folder holds model/ (for `-m`
+and for transformers), checkpoints/ and metrics.jsonl. The same command on an existing output folder
+continues it from its last checkpoint, with any number of processes. torchrun may start the
+processes too.
 """
 
 from __future__ import annotations

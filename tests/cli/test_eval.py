@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from tests.cli.conftest import Run
 from tests.model.seq2seq import make
 
 import anyorder
+from anyorder.cli import eval as eval_verb
 from anyorder.cli.evaluations.drafting import _made_for
 from anyorder.evaluation.brier import brier
 from anyorder.model.checkpoint import open_folder
@@ -122,6 +124,18 @@ def test_models_are_compared(run: Run, model: str, other: str, recipe: str, tmp_
     run("eval", masked, *flags, "--output", str(files[1]))
     (row,) = json.loads(files[1].read_text("utf-8"))["rows"]
     assert f"{row['perplexity']:,.2f}" == bounds[0][3]  # the same noise
+
+
+def test_on_a_terminal_the_table_is_markdown_too(
+    run: Run, model: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich import console
+
+    plain = run("eval", model, model, "--data", recipe)
+    monkeypatch.setattr(eval_verb, "on_terminal", lambda: True)
+    wide = functools.partial(console.Console, width=200)
+    monkeypatch.setattr(console, "Console", wide)
+    assert rows(run("eval", model, model, "--data", recipe)) == rows(plain)
 
 
 def test_what_a_model_was_trained_for_can_be_said(run: Run, model: str, recipe: str) -> None:
@@ -257,6 +271,22 @@ def test_quality_of_a_models_samples(run: Run, model: str, recipe: str) -> None:
     real, samples = data["rows"]
     assert real["model"] == "(the text itself)" and samples["model"] == model
     assert real["num_samples"] == samples["num_samples"] == 2
+    many = Path(recipe).with_name("many.jsonl")
+    lines = [
+        {"text": f"The {n} birds of the wood sang as the {7 * n} days went by."} for n in range(40)
+    ]
+    many.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = ("--task", "quality", "--judge", model, "--mauve")
+    data = run("eval", model, *judged, "--data", str(many), "--max-new-tokens", "9", "--json").json
+    assert data["rows"][0]["mauve"] > 0.5 > data["rows"][1]["mauve"] > 0
+    assert "one half with the other" in data["notes"][-1]
+    outcome = run("eval", str(many), *judged)
+    assert outcome.code == 2 and "--mauve needs --judge, and a model" in outcome.err
+    text = " ".join(TEXTS["Persuasion"])
+    long = Path(recipe).with_name("long.jsonl")
+    long.write_text(json.dumps({"text": text}) + "\n")
+    copies = ("--task", "quality", "--copied-from", recipe, "--json")
+    assert run("eval", str(long), *copies).json["rows"][0]["copied"] == 3 / 8
     other = run("eval", model, *flags, "8", "--seed", "9", "--json").json["rows"]
     assert other[0] == real and other[1] != samples
     file = Path(recipe).with_name("asked.jsonl")

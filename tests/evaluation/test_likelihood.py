@@ -104,6 +104,8 @@ def test_what_a_model_can_do_says_how_its_likelihood_is_told() -> None:
         replace(both_ways, mask_token=None): UniformDiffusion(),
     }
     assert {key: trained_with(key) for key in expected} == expected
+    with pytest.raises(UserError, match="objective next_token tells that of plain text"):
+        trained_with(replace(abilities, attention=frozenset({"causal", "bidirectional"})))
     with pytest.raises(UserError, match="measure it with --task translation"):
         trained_with(replace(both_ways, source_length=9))
 

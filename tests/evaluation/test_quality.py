@@ -13,6 +13,7 @@ from anyorder.core.request import Request
 from anyorder.evaluation.quality import (
     Sample,
     compression,
+    copied,
     distinct,
     entropy,
     judge,
@@ -46,6 +47,14 @@ def test_loops_compress_and_noise_does_not() -> None:
     assert compression([noise]) < 1.4
     assert compression(["a b " * 500]) > 50
     assert compression(["x" * 100] * 3) > compression(["x" * 100])
+
+
+def test_copies_by_hand() -> None:
+    text = "a b c d e f g h i j"  # three 8-grams
+    assert copied([text], ["x b c d e f g h i y"]) == pytest.approx(1 / 3)
+    assert copied([text, text], [text[2:], "nothing"]) == pytest.approx(2 / 3)
+    assert copied(["a b c"], [text]) is None
+    assert copied([text], []) == 0
 
 
 def test_self_bleu_is_sacrebleus() -> None:

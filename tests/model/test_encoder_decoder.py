@@ -55,6 +55,21 @@ def test_cross_attention_is_torchs() -> None:
     torch.testing.assert_close(ours, theirs(x_BTW, states_BSW, states_BSW, attn_mask=hidden)[0])
 
 
+def test_a_token_that_sees_nothing_reads_the_mean() -> None:
+    """Some kernels make NaN of a row whose scores are all minus infinity."""
+    cross: Any = network().layers[0].cross
+    x_BTW, states_BSW = (
+        torch.randn(1, length, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        for length in (2, 7)
+    )
+    visible = torch.tensor([True, False])[None, :, None].expand(1, 2, 7)
+    memory = CrossMemory(states_RSW=states_BSW, visible_RQS=visible)
+    blind = cross(x_BTW.flatten(0, 1), dense_batch(ids(1, 2), memory=memory))[1]
+    _, values = cross.keys_and_values(states_BSW)
+    mean = values.mean(1).repeat_interleave(2, dim=1).flatten()
+    torch.testing.assert_close(blind, cross.out(mean))
+
+
 @pytest.mark.parametrize("placement", ["before", "after_residual"])
 def test_the_order_of_a_layers_branches(placement: str) -> None:
     """torch's own decoder layer with our weights: self-attention, cross-attention, MLP."""

@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.runs import memory_data, small_recipe
+from safetensors.torch import load_file
+from tests.model.checkpoints import FAMILIES, make, random_ids, save
+from tests.model.test_checkpoint_gguf import CASES, write
+from tests.training.runs import byte_tokenizer, memory_data, small_recipe
 
 import anyorder
 from anyorder.core import lookup
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError, UserError
 from anyorder.core.options import describe
+from anyorder.model.checkpoint import open_folder
 from anyorder.model.loaded import load
+from anyorder.model.loading import load_network
+from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
-from anyorder.training.network import NetworkRecipe
+from anyorder.training.network import NetworkRecipe, Surroundings
+from anyorder.training.networks.decoder import Decoder
+from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.trainer import Trainer
 
 
@@ -82,6 +90,38 @@ def test_grouped_keys_and_learned_positions_do_not_go_together(tmp_path: Path) -
     with pytest.raises(UserError, match=r"\[model\] has init and positions"):
         sizes = dict.fromkeys(("width", "layers", "heads", "kv_heads", "mlp_width", "context"))
         small_recipe(tmp_path, model={**sizes, "init": "x", "positions": "rotary"})
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "qwen2"])
+def test_a_gguf_file_is_fine_tuned_and_saved_as_a_folder(tmp_path: Path, case: str) -> None:
+    kind, changes = CASES[case]
+    family, fields = FAMILIES[case]
+    model = make(family, fields | changes)
+    stored = load_file(save(model, tmp_path / "theirs") / "model.safetensors")
+    path = write(tmp_path / "model.gguf", kind, model, stored)
+    recipe = Decoder(init=str(path))
+    tokenizer_folder = byte_tokenizer(tmp_path / "tokenizer")
+    trainee = recipe.make(
+        Surroundings(
+            tokenizer=Tokenizer.from_folder(tokenizer_folder),
+            objective=NextToken(),
+            length=8,
+            seed=0,
+            locate=str,
+            counts=torch.zeros,
+        )
+    )
+    assert all(p.requires_grad for p in trainee.network.parameters())
+    recipe.save(tmp_path / "ours", trainee, tokenizer_folder)
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, stored[name], rtol=0.0, atol=1e-6)
+    config, source = open_folder(tmp_path / "ours")
+    network = load_network(config, source, dtype=torch.float32)
+    ids = random_ids(1, 20)
+    with torch.no_grad():
+        logits = network.logits(network.hidden(dense_batch(ids)))
+        torch.testing.assert_close(logits, model(ids).logits[0], rtol=0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,14 @@ import torch
 from tests.training.runs import byte_tokenizer
 
 from anyorder.core.errors import InvalidRequest, UserError
+from anyorder.core.objective import TrainingBatch
+from anyorder.engine.engine import Engine
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.loaded import load
 from anyorder.training.config import Recipe, build_recipe
+from anyorder.training.documents import Document, PairEncoder
+from anyorder.training.network import Trainee
+from anyorder.training.objectives.encoder_decoder import EncoderDecoder as EncoderDecoderObjective
 from anyorder.training.trainer import Trainer
 
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -30,10 +35,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"warmup": 2},
     "run": {"steps": 6, "batch_size": 4, "checkpoint_every": 3, "validate_every": 3, "seed": 5},
 }
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "encoder_decoder": {},
     "mask_predict": {"length_head": True},
     "dag": {"vertices_per_token": 3},
+    "ctc": {"vertices_per_token": 3, "links": False},
 }
 
 
@@ -92,7 +98,8 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_as_a_model(name: str, tmp_pa
     assert isinstance(loaded.network, EncoderDecoder)
     assert loaded.abilities.source_length >= 40
     assert loaded.abilities.num_lengths == (49 if name == "mask_predict" else 0)
-    assert loaded.abilities.vertices_per_token == (3 if name == "dag" else 0)
+    assert loaded.abilities.vertices_per_token == KINDS[name].get("vertices_per_token", 0)
+    assert loaded.abilities.num_links == (2 if name == "dag" else 0)
     assert loaded.abilities.attention == {
         "causal" if name == "encoder_decoder" else "bidirectional"
     }
@@ -126,6 +133,15 @@ def test_a_checkpoint_says_where_its_decoder_s_texts_begin(tmp_path: Path) -> No
     assert (starts == 7).all() and len(starts) > 4
 
 
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    short = {"path": "pairs.tsv", "on_error": "skip"}
+    data = {"sources": [short], "source_length": 8, "validation": 0.0}
+    trainer = Trainer(recipe(tmp_path, data=data))
+    (line,) = trainer.left_out
+    assert "pairs.tsv: 70 left out, the first: " in line and "too long for [data]" in line
+    assert Trainer(recipe(tmp_path, "all")).left_out == ()
+
+
 # -------------------------------------------------------------------------------------- refusals
 def test_objectives_and_networks_that_do_not_fit(tmp_path: Path) -> None:
     decoder = {"kind": "decoder", "width": 16, "layers": 1, "heads": 2}
@@ -155,3 +171,25 @@ def test_a_text_file_holds_no_pairs(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text\n")
     with pytest.raises(UserError, match=r"is read as text and holds no pairs"):
         Trainer(recipe(tmp_path, data={"sources": ["text.txt"]}))
+
+
+def test_training_and_inference_agree_on_a_pair(tmp_path: Path) -> None:
+    """Frames, start token and masks are the same: a translation costs what the engine says."""
+    folder = Trainer(recipe(tmp_path)).run()
+    engine = Engine(str(folder), dtype="float32")
+    out = engine.generate("source 3", max_new_tokens=9, temperature=1.0, seed=1)
+    assert engine.tokenizer is not None and len(out.tokens) > 3
+    encoder = PairEncoder.of(engine.tokenizer)
+    source, framed = encoder.encode(Document(prompt="source 3", text="x"))
+    tokens = torch.tensor([[framed[0], *out.tokens]])
+    batch = TrainingBatch(
+        tokens_BT=tokens,
+        documents_BT=torch.zeros_like(tokens),
+        targets_BT=torch.ones_like(tokens, dtype=torch.bool),
+        sources_BS=torch.tensor([source]),
+        source_documents_BS=torch.zeros(1, len(source), dtype=torch.int64),
+    )
+    loaded = load(str(folder), dtype="float32")
+    model = Trainee(network=loaded.network, abilities=loaded.abilities)  # type: ignore[arg-type]
+    found = EncoderDecoderObjective(label_smoothing=0.3).loss(model, batch, torch.Generator())
+    assert found.metrics["nats"] == pytest.approx(-sum(out.logprobs), rel=1e-4)

@@ -22,7 +22,7 @@ from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBat
 from anyorder.training.config import Recipe
 from anyorder.training.metrics import read_metrics
 from anyorder.training.network import Trainee
-from anyorder.training.passes import Passes, split
+from anyorder.training.passes import Passes, _filled, split
 from anyorder.training.team import Team
 from anyorder.training.trainer import Trainer
 
@@ -210,3 +210,14 @@ def test_a_batch_is_split_with_all_that_it_holds() -> None:
     assert first.tokens_BT.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert second.sources_BS is not None and second.sources_BS.tolist()[0] == [10, 11, 12, 13, 14]
     assert second.source_documents_BS is None and second.progress == 0.25
+
+
+def test_a_copy_with_other_values_shares_what_the_original_shares() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    network[1].weight = network[0].weight.requires_grad_(False)
+    values = {name: torch.ones_like(p) for name, p in network.named_parameters()}
+    copied = _filled(network, values)
+    assert isinstance(copied, torch.nn.Sequential)
+    assert copied[0].weight is copied[1].weight and copied[0].weight is not network[0].weight
+    assert (copied[0].weight == 1).all() and (copied[0].bias == 1).all()
+    assert copied[0].bias.requires_grad and not copied[0].weight.requires_grad

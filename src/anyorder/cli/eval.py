@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = json.dumps({"task": task, **table.to_dict(), "seconds": seconds}, ensure_ascii=False)
     if arguments.json:
         print(data)
-    elif sys.stdout.isatty():
+    elif on_terminal():
         _show(table)
         print(f"\n{_machine(seconds)}")
     else:
@@ -102,6 +102,11 @@ def _refuse_others(arguments: argparse.Namespace, task: str, module: Any) -> Non
     for name, value in vars(arguments).items():
         if value is not None and name not in known:
             raise InvalidRequest(f"{flag_of(name)} is not for --task {task}; leave it out.")
+
+
+def on_terminal() -> bool:
+    """Is somebody watching?"""
+    return sys.stdout.isatty()
 
 
 def _show(table: Table) -> None:

@@ -1,9 +1,10 @@
 """Train a model as a recipe says, or go on with a run that was interrupted.
 
 A recipe is a TOML file with the sections [model], [data], [objective], [optimizer], [schedule] and
-[run]. The output folder holds model/ (for `-m` and for transformers), checkpoints/ and
-metrics.jsonl. The same command on an existing output folder continues it from its last checkpoint,
-with any number of processes. torchrun may start the processes too.
+[run], and where they are needed [teacher] and [adapter]. The output folder holds model/ (for `-m`
+and for transformers), checkpoints/ and metrics.jsonl. The same command on an existing output folder
+continues it from its last checkpoint, with any number of processes. torchrun may start the
+processes too.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def train(rank: int, size: int, meeting: Path | None, path: str, output: str | N
             trainer = Trainer(recipe, watch=watch.show, progress=preparing, team=team)
         finally:
             preparing.close()
+        for line in trainer.left_out:
+            note(line)
         if trainer.step:
             note(f"going on after step {trainer.step} of {recipe.run.steps}")
         try:

@@ -71,7 +71,10 @@ class Abilities:
     num_lengths: int = 0
     """Lengths of the target, from 0, that its length head tells apart; 0: it has none."""
     vertices_per_token: int = 0
-    """Of a decoding graph, for each token of the source and its two ends; 0: it has no links."""
+    """Places of a decoder that writes in one pass, for each token of the source and its two ends;
+    0: it does not."""
+    num_links: int = 0
+    """Heads of the links between those places, which make them a graph; 0: there are none."""
     text_rules: TextRules = TextRules()
     infill_tokens: tuple[int, int, int] | None = None
     """What stands before prefix, suffix and middle where a text's middle is filled in."""

@@ -91,6 +91,12 @@ def trained_with(abilities: Abilities) -> Objective:
             f"{abilities.name} writes all tokens of a translation at once, and no likelihood of "
             "that is computed here; measure it with --task translation."
         )
+    if len(abilities.attention) > 1:
+        raise UserError(
+            f"{abilities.name} was trained for both kinds of attention; no likelihood of a text "
+            "that it writes partly in parallel is computed here; objective next_token tells that "
+            "of plain text, left to right."
+        )
     if "causal" in abilities.attention:
         return EncoderDecoder() if abilities.source_length else NextToken()
     if abilities.mask_token is None:

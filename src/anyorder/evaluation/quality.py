@@ -6,12 +6,14 @@
 - self-BLEU (Zhu et al., Texygen, arXiv 1802.01886): BLEU-4 of each sample against all the others.
 - compression: bytes of all samples over what zlib makes of them; loops compress best.
 - entropy of a sample's own word frequencies in nats, averaged over samples.
+- copied: share of the samples' 8-grams that some other texts (the training data) hold as well.
 - generative perplexity: exp of the mean negative log-likelihood per token under a judge.
 
 None of these alone says that samples are good: n-gram diversity is highest for shuffled words, and
 a judge likes nothing better than one phrase again and again. Numbers under different judges, or of
 samples of different length, do not compare. Words are runs of letters and digits, or single other
-signs, so that all but the judge's numbers are free of any tokenizer. MAUVE is not here.
+signs, so that all but the judge's numbers are free of any tokenizer. `mauve` compares samples
+with real texts.
 """
 
 from __future__ import annotations
@@ -102,6 +104,15 @@ def compression(texts: Iterable[str]) -> float:
     """How many times shorter zlib makes the texts, one to a line."""
     data = "\n".join(texts).encode()
     return len(data) / len(zlib.compress(data, level=9))
+
+
+def copied(samples: Iterable[str], texts: Iterable[str], order: int = 8) -> float | None:
+    """The share of the samples' n-grams that the texts have too; None if there are none."""
+    grams = Counter(gram for sample in samples for gram in _ngrams(words(sample), order))
+    known: set[tuple[str, ...]] = set()
+    for text in texts:
+        known.update(gram for gram in _ngrams(words(text), order) if gram in grams)
+    return sum(grams[gram] for gram in known) / grams.total() if grams else None
 
 
 def self_bleu(texts: Seq[Seq[str]]) -> float:

@@ -134,15 +134,13 @@ class Classifier(Transformer):
         return part in ("branches", "scores") and int(index) < len(self.branches) - 1
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
-        """[N, (K + 1) * C]: what each classifier's scores are made from, the last one's at the end.
-
-        Gradients of the exits do not reach the backbone."""
+        """[N, (K + 1) * C]: what each classifier's scores are made from, the last one's last."""
         batch.taps.update(dict.fromkeys(range(self.first, len(self.layers))))
         final_NW = super().hidden(batch, pool)
         found = []
         for index, branch in enumerate(self.branches):
             x_NW = batch.taps.get(self.first + index)
-            found.append(branch(final_NW if x_NW is None else x_NW.detach(), batch))
+            found.append(branch(final_NW if x_NW is None else x_NW, batch))
         return torch.cat(found, dim=1)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:

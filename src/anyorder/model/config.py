@@ -213,7 +213,8 @@ class ModelConfig:
     link_heads: int = 0
     """Heads that say where a path through the decoder's vertices goes on; 0: there are no links."""
     vertices_per_token: int = 0
-    """Of a decoding graph with links, for each token of the source and its two ends."""
+    """Places of a decoder that writes in one pass, for each token of the source and its two ends;
+    0: it does not."""
     length_classes: int = 0
     """Lengths of the target, from 0, that a head on the encoder tells apart; 0: there is none."""
     logit_cap: float | None = None

@@ -113,6 +113,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         source_length=_source_length(config),
         num_lengths=config.length_classes,
         vertices_per_token=config.vertices_per_token,
+        num_links=config.link_heads,
         text_rules=config.text_rules,
         infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
         plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,

@@ -105,12 +105,21 @@ class Graphs:
         tokens_N[(self.firsts_D[:, None] + paths_DK)[shown_DK]] = self.texts_DK[shown_DK]
         return tokens_N.view_as(self.documents_BG)
 
-    def parts(self) -> Iterator[slice]:
-        """Runs of documents to look at together."""
+    def some(self, chosen_D: torch.Tensor) -> Graphs:
+        """Without some of the documents with a text; their places stay."""
+        names = ("firsts_D", "num_vertices_D", "starts_D", "texts_DK", "num_tokens_D")
+        kept = {name: getattr(self, name)[chosen_D] for name in names}
+        num_left_out = self.num_left_out + int((~chosen_D).sum())
+        return Graphs(documents_BG=self.documents_BG, num_left_out=num_left_out, **kept)
+
+    def parts(self, limit: int | None = None, *, power: int = 2) -> Iterator[slice]:
+        """Runs of documents to look at together: so many [L, L], or [L] with a `power` of 1, that
+        they have at most `limit` elements."""
+        limit = _TABLE if limit is None else limit
         sizes = self.num_vertices_D.tolist()
         first = 0
         for place, size in enumerate(sizes):
-            if (place + 1 - first) * size**2 > _TABLE and place > first:
+            if (place + 1 - first) * size**power > limit and place > first:
                 yield slice(first, place)
                 first = place
         if sizes:

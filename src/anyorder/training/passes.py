@@ -6,6 +6,7 @@ step, and their gradients are added up in float32. In a team of processes FSDP2 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from anyorder.core import lookup
 from anyorder.core.errors import UserError
 from anyorder.core.objective import Loss, Objective, TrainingBatch
-from anyorder.model.transformer import Layer
+from anyorder.model.transformer import Transformer
 from anyorder.training.config import Recipe
+from anyorder.training.dropout import add_dropout, drawn_by
 from anyorder.training.network import Trainee
 from anyorder.training.team import Team, part_of, whole
 
@@ -49,6 +51,7 @@ class Passes:
         dtype: torch.dtype = getattr(torch, recipe.run.dtype)
         self.trainee = trainee
         self._device, self._team = device, team
+        self._drops = recipe.run.dropout > 0
         if recipe.objective.draws_texts and team.num_shares > 1:
             name = lookup.name_of(recipe.objective)
             raise UserError(
@@ -66,14 +69,18 @@ class Passes:
             )
         self._blank: nn.Module | None = None
         if team.size > 1:
-            self._blank = copy.deepcopy(trainee.network).to("meta")
+            self._blank = _filled(
+                trainee.network,
+                {n: p.to("meta") for n, p in trainee.network.named_parameters()},
+            )
         self._call = _Call(recipe.objective, worker)
         _arrange(worker.network, recipe)
         self._orders: Mapping[str, torch.Tensor] = {}
         if team.size > 1:
             from anyorder.training.sharding import shard
 
-            self._orders = shard(self._call, trainee.network, team, dtype=dtype)
+            layers = _layers(trainee.network)
+            self._orders = shard(self._call, trainee.network, layers, team, dtype=dtype)
         self._pairs = [
             (rounded, exact)
             for (_, rounded), (_, exact) in zip(_trained(worker), _trained(trainee), strict=True)
@@ -83,7 +90,8 @@ class Passes:
     def loss(self, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """The objective's loss of a batch, which may lie on another device."""
         tensors: dict[str, Any] = {n: t.to(self._device) for n, t in _tensors(batch).items()}
-        total, weight, metrics = self._call(dataclasses.replace(batch, **tensors), rng)
+        with drawn_by(rng) if self._drops else contextlib.nullcontext():
+            total, weight, metrics = self._call(dataclasses.replace(batch, **tensors), rng)
         return Loss(total=total, weight=weight, metrics=metrics)
 
     @torch.no_grad()
@@ -140,9 +148,7 @@ class Passes:
         if self._blank is None:
             return self.trainee
         weights = self.whole(dict(self.trainee.network.named_parameters()))
-        network = copy.deepcopy(self._blank)
-        if self._team.leads:
-            network.load_state_dict(weights, assign=True)
+        network = _filled(self._blank, weights) if self._team.leads else self._blank
         return dataclasses.replace(self.trainee, network=network)
 
 
@@ -155,20 +161,38 @@ def split(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
 
 
 def _arrange(network: nn.Module, recipe: Recipe) -> None:
-    """Checkpoint and compile the layers, as the recipe says."""
-    layers = [module for module in network.modules() if isinstance(module, Layer)]
+    """Checkpoint and compile the layers, with dropout or without, as the recipe says."""
+    if recipe.run.dropout:
+        add_dropout(network, recipe.run.dropout)
+    layers = _layers(network)
     for name in ("checkpoint_layers", "compile"):
         if getattr(recipe.run, name) and not layers:
             raise UserError(f"[run] {name} is for networks with layers of a transformer.")
     for layer in layers:
         if recipe.run.checkpoint_layers:
-            # Nothing is drawn within a layer, so that no generator's state must be kept.
+            # Dropout is all that is drawn within a layer.
+            drawn = recipe.run.dropout > 0
             run = functools.partial(
-                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drawn
             )
-            layer.forward = run  # type: ignore[method-assign]
+            layer.forward = run
         if recipe.run.compile:
             layer.compile()
+
+
+def _filled(network: nn.Module, values: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy of a network with other values, its parameters shared as in the original."""
+    copies = {
+        id(parameter): nn.Parameter(values[name].detach(), requires_grad=parameter.requires_grad)
+        for name, parameter in network.named_parameters()
+    }
+    return copy.deepcopy(network, copies)
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that are run as a whole; drafters run some parts of theirs."""
+    stacks = [module for module in network.modules() if isinstance(module, Transformer)]
+    return list(dict.fromkeys(layer for stack in stacks for layer in stack.layers))
 
 
 def _trained(trainee: Trainee) -> Iterator[tuple[str, nn.Parameter]]:

@@ -112,6 +112,9 @@ class RunRecipe:
     batch_size: Annotated[int, Range(1), "sequences of a step"]
     accumulation: Annotated[int, Range(1), "passes a step's sequences are spread over"] = 1
     clip: Annotated[float | None, Range(1e-6), "largest norm of the gradient"] = 1.0
+    dropout: Annotated[
+        float, Range(0.0, 0.9), "share of embeddings and layers' outputs zeroed in training"
+    ] = 0.0
     dtype: Annotated[
         Literal["float32", "bfloat16"], "of the passes; weights are trained in float32"
     ] = "float32"
@@ -140,6 +143,11 @@ class RunRecipe:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.dropout and (self.compile or self.tensor_parallel > 1):
+            raise InvalidRequest(
+                "[run] dropout goes neither with compile nor with tensor_parallel; leave out one "
+                "of them."
+            )
         if self.batch_size % self.accumulation:
             raise InvalidRequest(
                 f"[run] batch_size must be a multiple of accumulation, got {self.batch_size} and "

@@ -45,6 +45,8 @@ class TrainingData:
     tokenizer_folder: Path
     fingerprint: str = ""
     """Changes when the data do."""
+    left_out: tuple[str, ...] = ()
+    """A line for each source that has what cannot be used: how much, and the first reason."""
 
 
 def tokenizer_folder(source: str) -> Path:

@@ -13,7 +13,7 @@ output layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,27 +29,35 @@ from torch.distributed.tensor.parallel import (
 from anyorder.core.errors import UserError
 from anyorder.model.attention import Attention
 from anyorder.model.layers import Mlp
-from anyorder.model.transformer import Layer, Transformer
+from anyorder.model.transformer import Transformer
+from anyorder.training.adapters import AdaptedLinear
 from anyorder.training.team import Team
 
 Orders = Mapping[str, torch.Tensor]
 """Parameters whose rows are reordered -> which row comes where."""
 
 
-def shard(root: nn.Module, network: nn.Module, team: Team, *, dtype: torch.dtype) -> Orders:
-    """Spread the parameters of `root`, of which `network` is a part, over the team.
+def shard(
+    root: nn.Module,
+    network: nn.Module,
+    layers: Sequence[nn.Module],
+    team: Team,
+    *,
+    dtype: torch.dtype,
+) -> Orders:
+    """Spread the parameters of `root`, of which `network` and its `layers` are parts, over the
+    team.
 
     Passes run in `dtype`, gradients are summed in float32."""
-    assert team.mesh is not None, "a team of several processes has a mesh"
     orders: Orders = {}
     if team.tensor > 1:
         orders = _split_matrices(network, team)
     if team.num_shares == 1 and dtype == torch.float32:
         return orders  # nothing to share and nothing to round
+    assert team.mesh is not None, "a team of several processes has a mesh"
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    layers = [module for module in network.modules() if isinstance(module, Layer)]
     for module in (*layers, root):
         # Put away after every pass, so that the parameters are parts whenever no pass runs.
         fully_shard(module, mesh=team.mesh["data"], mp_policy=policy, reshard_after_forward=True)
@@ -63,15 +71,16 @@ def shard(root: nn.Module, network: nn.Module, team: Team, *, dtype: torch.dtype
 
 def _split_matrices(network: nn.Module, team: Team) -> Orders:
     count = team.tensor
-    if not isinstance(network, Transformer):
+    if type(network) is not Transformer:
         raise UserError("[run] tensor_parallel is for decoders; leave it out for other networks.")
     config = network.config
     special = config.qk_norm != "none" or config.alibi or any(x.experts for x in config.layers)
+    special |= any(isinstance(module, AdaptedLinear) for module in network.modules())
     if special or config.num_kv_heads % count or config.mlp_width % count:
         raise UserError(
             f"[run] tensor_parallel = {count} must divide key/value heads ({config.num_kv_heads}) "
-            f"and mlp_width ({config.mlp_width}), of a decoder without experts, ALiBi and norms of "
-            "queries; choose another number, or leave it out."
+            f"and mlp_width ({config.mlp_width}), of a decoder without adapters, experts, ALiBi "
+            "and norms of queries; choose another number, or leave it out."
         )
     assert team.mesh is not None, "a team of several processes has a mesh"
     orders: dict[str, torch.Tensor] = {}

@@ -14,11 +14,11 @@ from anyorder.model.safetensors_folder import read_json
 from anyorder.model.saving import whole_folder
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
-from anyorder.training.data import prepare
+from anyorder.training.data import PackedDataset, prepare
 from anyorder.training.documents import Part
-from anyorder.training.pairs import prepare_pairs
+from anyorder.training.pairs import PairDataset, prepare_pairs
 from anyorder.training.readers import Source, read
-from anyorder.training.setup import Sequences, TrainingData
+from anyorder.training.setup import TrainingData
 from anyorder.training.token_store import Progress
 from anyorder.training.tokenizers import train_tokenizer, unpack_tokenizer
 
@@ -39,7 +39,7 @@ def open_data(
 
     data, seed = recipe.data, recipe.run.seed
 
-    def part(name: Part) -> Sequences:
+    def part(name: Part) -> PackedDataset | PairDataset:
         if not recipe.objective.needs_sources:
             return prepare(
                 sources,
@@ -67,11 +67,17 @@ def open_data(
         )
 
     prints = "".join(source.fingerprint() for source in sources)
+    train = part("train")
     return TrainingData(
-        train=part("train"),
+        train=train,
         validation=part("validation") if data.validation else None,
         tokenizer_folder=folder,
         fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
+        left_out=tuple(
+            f"{source.name}: {source.num_skipped} left out, the first: {source.problems[0]}"
+            for source in train.statistics.sources
+            if source.num_skipped
+        ),
     )
 
 

@@ -104,6 +104,11 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the data could not be used, in a line for each source of which that is true."""
+        return self._data.left_out
+
     def run(self) -> Path:
         """Train what is left to train; returns the folder of the finished model."""
         run = self.recipe.run

@@ -11,16 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.training.drafting import KINDS, recipe_of, surroundings, target, trainee
+from tests.training.objectives.toys import pack
 from tests.training.runs import SECTIONS, MemorySequences, byte_tokenizer, small_recipe
 
 from anyorder.core.errors import UserError
+from anyorder.core.objective import TrainingBatch
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.eagle import Eagle
 from anyorder.model.loaded import load, load_draft
 from anyorder.model.transformer import Transformer
 from anyorder.training.config import Recipe, build_recipe
-from anyorder.training.setup import TrainingData
+from anyorder.training.setup import TrainingData, _counts
 from anyorder.training.trainer import Trainer
 
 NAMES = list(KINDS)
@@ -162,6 +164,18 @@ def test_eagle_scores_the_most_frequent_tokens(tmp_path: Path, folder: Path) -> 
     run = Trainer(recipe(tmp_path / "out", folder, "eagle"), data=counting(tmp_path))
     counted: Any = run._passes.trainee.network
     assert set(range(65, 125)) <= set(counted.scored.tolist()), "what the data hold"
+
+
+def test_only_targets_are_counted() -> None:
+    class Two:
+        num_sequences, length = 2, 6
+
+        def batch(self, step: int, *, batch_size: int) -> TrainingBatch:
+            assert batch_size == 1
+            return pack([[3, 4, 4, 5], [4]] if step else [[7, 7, 3]], given=[(0, 0)], length=6)
+
+    data: Any = Two()
+    assert _counts(data, 9).tolist() == [0, 0, 0, 1, 3, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(("layers", "read"), [(1, [3]), (2, [1, 4]), (3, [1, 2, 4])])

@@ -225,6 +225,7 @@ CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "encoder_decoder": pair_forms.encoder_decoder,
     "mask_predict": pair_forms.mask_predict,
     "dag": pair_forms.dag,
+    "ctc": pair_forms.ctc,
 }
 
 

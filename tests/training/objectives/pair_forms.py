@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tests.training.objectives.toys import ToyModel, source_of
 
 from anyorder.core.batch import CrossMemory, dense_batch
+from anyorder.training.objectives.ctc import Ctc
 from anyorder.training.objectives.dag import Dag
 from anyorder.training.objectives.encoder_decoder import EncoderDecoder
 from anyorder.training.objectives.mask_predict import MaskPredict
@@ -112,7 +113,7 @@ def dag(objective: Dag, model: ToyModel, document: list[int], targets: list[int]
     """All paths, and with glancing all that may be shown of the best one."""
     mask = model.abilities.mask_token
     assert mask == model.abilities.vocabulary_size - 1
-    num_vertices = 5 * (len(source_of(NUMBER)) + 2)
+    num_vertices = model.abilities.vertices_per_token * (len(source_of(NUMBER)) + 2)
     text = [document[place] for place in targets]
     paths = [
         (*middle, num_vertices - 1)
@@ -151,3 +152,19 @@ def dag(objective: Dag, model: ToyModel, document: list[int], targets: list[int]
     steps = list(zip(best, text, strict=True))
     shown = list(itertools.combinations(steps, round(objective.first_ratio * wrong)))
     return sum(cost(scores(dict(pairs))[0]) for pairs in shown) / len(shown)
+
+
+@torch.no_grad()
+def ctc(objective: Ctc, model: ToyModel, document: list[int], targets: list[int]) -> float:
+    """All sequences of tokens and blanks, by what becomes of them."""
+    blank = model.abilities.mask_token
+    assert blank is not None
+    num_places = model.abilities.vertices_per_token * (len(source_of(NUMBER)) + 2)
+    found = logits(model, [[document[0]] + [blank] * (num_places - 1)])[0, 1:]
+    table = found.log_softmax(-1).tolist()
+    text = [document[place] for place in targets]
+    total = 0.0
+    for sequence in itertools.product(range(blank + 1), repeat=num_places - 1):
+        if [token for token, _ in itertools.groupby(sequence) if token != blank] == text:
+            total += math.exp(sum(table[place][token] for place, token in enumerate(sequence)))
+    return -math.log(total)

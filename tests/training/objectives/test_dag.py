@@ -108,7 +108,7 @@ def test_a_network_without_links_is_refused() -> None:
     abilities = equip(toy_model(), Dag()).abilities
     Dag().check(abilities)
     with pytest.raises(UserError, match=r"toy has none; give \[model\] vertices_per_token"):
-        Dag().check(replace(abilities, vertices_per_token=0))
+        Dag().check(replace(abilities, num_links=0))
 
 
 def test_the_first_pass_leaves_no_gradient() -> None:

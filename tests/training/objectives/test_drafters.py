@@ -32,7 +32,7 @@ from tests.training.drafting import (
     surroundings,
     trainee,
 )
-from tests.training.objectives.toys import ToyModel, pack, repeat, words
+from tests.training.objectives.toys import ToyModel, pack, repeat, toy_model, words
 
 from anyorder.core.errors import UserError
 from anyorder.core.objective import Loss, TrainingBatch
@@ -320,3 +320,10 @@ def test_a_drafter_learns_what_its_target_writes(name: str) -> None:
 def test_a_network_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match="trained with objective eagle, got medusa"):
         recipe_of("eagle").make(surroundings("medusa"))
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
+def test_a_model_of_another_kind_is_refused(name: str, kind: str) -> None:
+    with pytest.raises(UserError, match=f'trains .*; toy .* none: give .model. kind = "{kind}"'):
+        objective(name).check(toy_model().abilities)
+    objective(name).check(trainee(name).abilities)

@@ -19,6 +19,7 @@ from anyorder.model.config import LayerConfig, Rope
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.transformer import Transformer
 from anyorder.training import rollouts
+from anyorder.training.objectives.ctc import Ctc
 from anyorder.training.objectives.dag import Dag
 from anyorder.training.objectives.mask_predict import MaskPredict
 
@@ -112,7 +113,10 @@ def equip(model: ToyModel, objective: Objective) -> ToyModel:
     and its companion."""
     if objective.needs_sources:
         model = with_encoder(
-            model, lengths=isinstance(objective, MaskPredict), links=isinstance(objective, Dag)
+            model,
+            lengths=isinstance(objective, MaskPredict),
+            vertices=isinstance(objective, Dag | Ctc),
+            links=isinstance(objective, Dag),
         )
     teacher = None
     if objective.needs_teacher:
@@ -126,13 +130,16 @@ def equip(model: ToyModel, objective: Objective) -> ToyModel:
     return replace(model, teacher=teacher, companion=companion)
 
 
-def with_encoder(model: ToyModel, *, lengths: bool = False, links: bool = False) -> ToyModel:
-    """A model like it with an encoder, and where wanted with a length head or with links."""
+def with_encoder(
+    model: ToyModel, *, lengths: bool = False, vertices: bool = False, links: bool = False
+) -> ToyModel:
+    """A model like it with an encoder, and where wanted with a length head, vertices and links."""
     config = model.network.config
     encoder = replace(config, tied_embeddings=True)
     changes: dict[str, Any] = {"encoder": encoder, "length_classes": 32 * lengths}
-    if links:
-        changes |= {"link_heads": 2, "vertices_per_token": 5}
+    # Few for the models whose paths are all enumerated, else enough for twenty tokens.
+    per_token = (2 if model.abilities.vocabulary_size < 8 else 5) * vertices
+    changes |= {"link_heads": 2 * links, "vertices_per_token": per_token}
     network = EncoderDecoder.random(
         replace(config, **changes), seed=model.seed, spread=model.spread, dtype=torch.float64
     )
@@ -141,7 +148,8 @@ def with_encoder(model: ToyModel, *, lengths: bool = False, links: bool = False)
         model.abilities,
         source_length=config.context_length,
         num_lengths=32 * lengths,
-        vertices_per_token=5 * links,
+        vertices_per_token=per_token,
+        num_links=2 * links,
     )
     return replace(model, network=network, abilities=abilities)
 

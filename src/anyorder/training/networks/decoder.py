@@ -17,10 +17,12 @@ import torch
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.method import Abilities
 from anyorder.core.options import Range
-from anyorder.model.architecture import for_model_type
-from anyorder.model.checkpoint import open_folder
+from anyorder.model import catalog
+from anyorder.model.architecture import architecture, for_model_type
+from anyorder.model.checkpoint import open_folder, open_gguf
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
+from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
 from anyorder.model.recorded import record
 from anyorder.model.safetensors_folder import read_json
@@ -28,7 +30,6 @@ from anyorder.model.saving import llama_fields, save_model
 from anyorder.model.transformer import Transformer
 from anyorder.training.adapters import adapt, merged, save_adapter
 from anyorder.training.network import NetworkRecipe, Surroundings, Trainee
-from anyorder.training.setup import tokenizer_folder
 
 _SPREAD = 0.02
 """Standard deviation of new weights, as in GPT-2 and LLaMA."""
@@ -106,10 +107,8 @@ class Decoder(NetworkRecipe):
             network = _start(Transformer.random(config, seed=surroundings.seed, spread=_SPREAD))
             abilities = _abilities("the recipe's model", config, surroundings)
         else:
-            folder = tokenizer_folder(surroundings.locate(self.init))
-            fields = read_json(folder / "config.json")
-            config, tensors = open_folder(folder)
-            network = load_network(config, tensors, dtype=torch.float32)
+            network, fields = _load(surroundings.locate(self.init))
+            config = network.config
             abilities = _abilities(self.init, config, surroundings)
         network.requires_grad_(True)
         if surroundings.adapter is not None:
@@ -169,6 +168,21 @@ class Decoder(NetworkRecipe):
             "eos_token_id": end_token,
             "torch_dtype": "float32",
         }
+
+
+def _load(source: str) -> tuple[Transformer, dict[str, Any]]:
+    """The decoder to fine-tune in float32, and its config.json."""
+    found = catalog.resolve(source)
+    if found.kind == "folder":
+        fields = read_json(found.path / "config.json")
+        config, tensors = open_folder(found.path)
+        return load_network(config, tensors, dtype=torch.float32), fields
+    # Its weights are rounded, and are trained as they are read.
+    with GGUFFile(found.path) as file:
+        config, tensors = open_gguf(file)
+        family = architecture(config.architecture)
+        fields = {"model_type": family.model_types[0], **family.gguf_fields(file.metadata, tensors)}
+        return load_network(config, tensors, dtype=torch.float32), fields
 
 
 def _abilities(name: str, config: ModelConfig, surroundings: Surroundings) -> Abilities:

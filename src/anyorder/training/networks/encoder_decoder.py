@@ -4,7 +4,7 @@ New ones are mBART's kind (arXiv 2001.08210): learned positions, norms before ea
 embedding for both sides and, where tied, the head. Saved ones load into `anyorder.Engine`, and into
 transformers. With `length_head`, the encoder's output at a source's first token predicts how long
 the target is, for objectives whose decoder fills in masks; with `vertices_per_token` its decoder
-makes a graph of vertices with links between them (objective dag).
+makes a graph of vertices (objective dag) or, with `links = false`, a row of them (ctc).
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ class EncoderDecoder(NetworkRecipe):
     tied_embeddings: Annotated[bool, "the embedding is the output layer too"] = True
     length_head: Annotated[bool, "predict the target's length from the source"] = False
     vertices_per_token: Annotated[
-        int, Range(0, 64), "of a decoding graph, for each token of the source; 0: there is none"
+        int, Range(0, 64), "places to write in one pass, for each token of the source; 0: none"
     ] = 0
+    links: Annotated[bool, "between vertices, which then are a graph"] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in _SIZES if getattr(self, name) is not None]
         if self.init is not None:
             given += [n for n in ("length_head", "vertices_per_token") if getattr(self, n)]
+            given += [] if self.links else ["links"]
             if given:
                 raise InvalidRequest(
                     f"[model] has init and {given[0]}; a model to fine-tune brings its own: leave "
@@ -153,7 +155,7 @@ class EncoderDecoder(NetworkRecipe):
             "dropout": 0.0,
             "tie_word_embeddings": self.tied_embeddings,
             "length_classes": context + 1 if self.length_head else 0,
-            "link_heads": self.heads if self.vertices_per_token else 0,
+            "link_heads": self.heads if self.vertices_per_token and self.links else 0,
             "vertices_per_token": self.vertices_per_token,
             "decoder_start_token_id": start,
             "bos_token_id": start,

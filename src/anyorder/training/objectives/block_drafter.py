@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from anyorder.core.batch import PackedBatch, dense_batch
-from anyorder.core.method import AttentionKind
+from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions
@@ -46,6 +47,14 @@ class BlockDrafter(Objective):
     decay: Annotated[
         float, Range(0.1, 1e6), "places in which the weight of a guess falls to 1 / e"
     ] = 7.0
+
+    def check(self, abilities: Abilities) -> None:
+        super().check(abilities)
+        if abilities.kind != "dflash":
+            raise UserError(
+                f"block_drafter trains DFlash drafters; {abilities.name} is none: give [model] "
+                'kind = "dflash".'
+            )
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Sum over blocks, each a weighted mean over its places; the weights of what lies behind

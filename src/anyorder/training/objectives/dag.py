@@ -54,7 +54,7 @@ class Dag(Objective):
     def check(self, abilities: Abilities) -> None:
         """It needs vertices and links between them."""
         super().check(abilities)
-        if not abilities.vertices_per_token:
+        if not abilities.num_links:
             raise UserError(
                 f"dag needs links between vertices, and {abilities.name} has none; give [model] "
                 "vertices_per_token."

@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 
 from anyorder.core.batch import PackedBatch, dense_batch
+from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions, same_document
@@ -45,6 +47,14 @@ class Eagle(Objective):
         Literal["distribution", "tokens"], "all that the target predicts, or the text's tokens"
     ] = "distribution"
     decay: Annotated[float, Range(0.01, 1.0), "weight of a step, over that of the one before"] = 0.8
+
+    def check(self, abilities: Abilities) -> None:
+        super().check(abilities)
+        if abilities.kind != "eagle":
+            raise UserError(
+                f"eagle trains EAGLE-3 drafters; {abilities.name} is none: give [model] kind = "
+                '"eagle".'
+            )
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Sum over rows that the first step has a target for; of each row all steps' costs, by

@@ -72,7 +72,7 @@ class Fastbert(Objective):
         return Loss(total=nats_M.sum(), weight=float(len(nats_M)), metrics={"right": float(right)})
 
     def _distil(self, model: TrainableModel, hidden_MW: torch.Tensor) -> Loss:
-        exits_MKV, last_MV = model.heads(hidden_MW), model.logits(hidden_MW).detach()
+        exits_MKV, last_MV = model.heads(hidden_MW), model.logits(hidden_MW)
         last_MKV = last_MV[:, None].expand_as(exits_MKV)
         total = divergence(exits_MKV, last_MKV, self.divergence).sum()
         agreeing = exits_MKV.argmax(dim=-1) == last_MKV.argmax(dim=-1)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from anyorder.core.batch import dense_batch
+from anyorder.core.errors import UserError
+from anyorder.core.method import Abilities
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions
@@ -36,6 +38,14 @@ class Medusa(Objective):
         Literal["tokens", "distribution"], "the text's tokens, or all that the target predicts"
     ] = "tokens"
     decay: Annotated[float, Range(0.01, 1.0), "weight of a head, over that of the one before"] = 0.8
+
+    def check(self, abilities: Abilities) -> None:
+        super().check(abilities)
+        if not abilities.num_heads:
+            raise UserError(
+                f"medusa trains Medusa heads; {abilities.name} has none: give [model] kind = "
+                '"medusa".'
+            )
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Sum over rows that the first head has a target for; of each row all heads' costs, by

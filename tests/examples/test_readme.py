@@ -86,9 +86,9 @@ def test_the_recipe_that_is_trained_is_there() -> None:
 
 
 @functools.cache
-def loaded_once(model: str, dtype: str | None) -> LoadedModel:
+def loaded_once(model: str, dtype: str | None, quantize: str | None) -> LoadedModel:
     """A model for all commands that run in this process."""
-    return load(model, dtype=dtype)
+    return load(model, dtype=dtype, quantize=quantize)
 
 
 @pytest.mark.weights
@@ -98,7 +98,13 @@ def test_every_command_runs(
 ) -> None:
     """The default model stands for others, and texts are kept short."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loaded, "load", lambda model, *, dtype, progress: loaded_once(model, dtype))
+
+    def once(
+        model: str, *, dtype: str | None = None, quantize: str | None = None, progress: object
+    ) -> LoadedModel:
+        return loaded_once(model, dtype, quantize)
+
+    monkeypatch.setattr(loaded, "load", once)
     (tmp_path / "docs").mkdir()
     words = [word for word in words if word not in ("-m", "path/to/model")]
     if words[0] == "generate" and "--help" not in words and "--max-new-tokens" not in words:

@@ -19,6 +19,7 @@ from anyorder.core.errors import AnyorderError, UnknownName, UserError
 VERBS = {
     "generate": "generate text for a prompt",
     "chat": "talk with a model",
+    "compare": "one prompt by several methods, side by side",
     "score": "log-probabilities of a text",
     "inspect": "check on a model that later tokens never change earlier predictions",
     "methods": "the decoding methods and their options",

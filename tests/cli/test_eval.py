@@ -248,6 +248,9 @@ def test_drafting(run: Run, model: str, other: str) -> None:
     assert plain["method"] == "autoregressive" and plain["tokens_per_pass"] == pytest.approx(1)
     assert itself["num_new_tokens"] == stranger["num_new_tokens"] == 32
     assert itself["mean_accepted_length"] > stranger["mean_accepted_length"] >= 1
+    both = (*small, "--in-flight", "2", "-o", "adaptive=false")
+    data = run("eval", model, *both, "--draft", model, "--json").json
+    assert "2 at a time" in data["notes"][0] and data["rows"][1]["mean_accepted_length"] > 2
     table = rows(run("eval", model, *small, "-o", "drafter=prompt_lookup"))
     assert [row[0] for row in table] == ["drafter", "(none)", "prompt_lookup"]
     table = rows(run("eval", model, *small, "--method", "jacobi"))

@@ -151,7 +151,8 @@ class Trainer:
             raise UserError(
                 f"a pass over {run.batch_size // run.accumulation} sequences of "
                 f"{batch.tokens_BT.shape[1]} tokens does not fit into memory; raise [run] "
-                "accumulation (a step's sequences stay the same), or lower batch_size or [data] length."
+                "accumulation (a step's sequences stay the same), or lower batch_size or [data] "
+                "length."
             ) from None
         norm = self._passes.clip(math.inf if run.clip is None else run.clip)
         if not math.isfinite(norm):

@@ -83,6 +83,10 @@ def test_synthesize_from_files_and_pairs(run: Run, model: str, tmp_path: Path) -
     rows = made("b.jsonl", "--pairs", str(tmp_path / "p.tsv"))
     assert [row["prompt"] for row in rows] == ["the house", "a dog"]
     assert "messages" not in rows[0]
+    engine = anyorder.Engine(model)
+    expected = engine.generate("the house\n", max_new_tokens=4)  # as a decoder learns pairs
+    assert rows[0]["tokens"] == expected.tokens
+    assert expected.tokens != engine.generate("the house", max_new_tokens=4).tokens
 
 
 def test_plan(run: Run, tmp_path: Path) -> None:

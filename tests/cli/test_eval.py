@@ -21,7 +21,9 @@ from tests.model.seq2seq import make
 import anyorder
 from anyorder.cli import eval as eval_verb
 from anyorder.cli.evaluations.drafting import _made_for
+from anyorder.evaluation import translation
 from anyorder.evaluation.brier import brier
+from anyorder.evaluation.translation import Translations
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.classifier import Classifier, load_classifier, save_classifier
 from anyorder.model.loaded import LoadedModel, load
@@ -202,7 +204,9 @@ def test_translating_with_a_decoder(run: Run, model: str, tmp_path: Path) -> Non
     assert row["method"] == "beam_search"
 
 
-def test_encoder_decoders(run: Run, model: str, tmp_path: Path) -> None:
+def test_encoder_decoders(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Likelihood as transformers has it, translations as the engine makes them."""
     tokenizer = Tokenizer.from_folder(Path(model))
     (end,) = PairEncoder.of(tokenizer).end
@@ -235,6 +239,15 @@ def test_encoder_decoders(run: Run, model: str, tmp_path: Path) -> None:
     plain = ("--pairs", str(file), "--temperature", "0", "--max-new-tokens", "6")
     assert run("data", "synthesize", str(made), "-m", str(folder), *plain).code == 0
     assert [json.loads(line)["text"] for line in made.read_text("utf-8").splitlines()] == texts
+    asked: list[list[str]] = []
+
+    def spy(engine: anyorder.Engine, sources: list[str], *rest: Any) -> Translations:
+        asked.append(sources)
+        return Translations(texts=("x", "y"), num_tokens=2, num_passes=2, seconds=1.0)
+
+    monkeypatch.setattr(translation, "translate", spy)
+    run("eval", str(folder), model, *flags)  # with a separator for the decoder alone
+    assert asked == [[source for source, _ in pairs], [f"{source}\n" for source, _ in pairs]]
     outcome = run("eval", str(folder), "--data", str(file), "--length", "9")
     assert outcome.code == 2 and "pairs are measured whole" in outcome.err
 
@@ -248,6 +261,9 @@ def test_drafting(run: Run, model: str, other: str) -> None:
     assert plain["method"] == "autoregressive" and plain["tokens_per_pass"] == pytest.approx(1)
     assert itself["num_new_tokens"] == stranger["num_new_tokens"] == 32
     assert itself["mean_accepted_length"] > stranger["mean_accepted_length"] >= 1
+    both = (*small, "--in-flight", "2", "-o", "adaptive=false")
+    data = run("eval", model, *both, "--draft", model, "--json").json
+    assert "2 at a time" in data["notes"][0] and data["rows"][1]["mean_accepted_length"] > 2
     table = rows(run("eval", model, *small, "-o", "drafter=prompt_lookup"))
     assert [row[0] for row in table] == ["drafter", "(none)", "prompt_lookup"]
     table = rows(run("eval", model, *small, "--method", "jacobi"))

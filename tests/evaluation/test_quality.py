@@ -53,6 +53,8 @@ def test_copies_by_hand() -> None:
     text = "a b c d e f g h i j"  # three 8-grams
     assert copied([text], ["x b c d e f g h i y"]) == pytest.approx(1 / 3)
     assert copied([text, text], [text[2:], "nothing"]) == pytest.approx(2 / 3)
+    twice = ["a b c d e f g h", "a b c d e f g h", "x b c d e f g h"]
+    assert copied(twice, [text]) == pytest.approx(2 / 3)
     assert copied(["a b c"], [text]) is None
     assert copied([text], []) == 0
 

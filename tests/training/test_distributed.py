@@ -119,6 +119,16 @@ def test_what_one_process_cannot_do_is_refused(tmp_path: Path) -> None:
         small_recipe(tmp_path, run={"tensor_parallel": 2}, optimizer={"name": "muon"})
 
 
+def test_every_process_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    recipe = small_recipe(tmp_path, run={"device": "cuda"})
+    with (
+        pytest.raises(UserError, match=r"2 processes need a GPU each, and there are 1; give fewer"),
+        team_of(recipe, rank=0, size=2, meeting=tmp_path / "meeting"),
+    ):
+        pass
+
+
 def test_matrices_that_cannot_be_split_are_refused() -> None:
     two = Team(size=2, tensor=2)
     for changes in ({"num_kv_heads": 1}, {"mlp_width": 49}, {"qk_norm": "head"}, {"alibi": True}):

@@ -100,6 +100,11 @@ def team_of(
         yield Team()
         return
     kind = device_of(recipe).type
+    if kind == "cuda" and meeting is not None and size > torch.cuda.device_count():
+        raise UserError(
+            f"{size} processes need a GPU each, and there are {torch.cuda.device_count()}; give "
+            'fewer --processes, or device = "cpu" in [run].'
+        )
     backend = "nccl" if kind == "cuda" else "gloo"
     if meeting is None:
         dist.init_process_group(backend)

@@ -76,8 +76,8 @@ class Trainer:
         if recipe.run.accumulation % team.num_shares:
             raise UserError(
                 f"[run] accumulation is {recipe.run.accumulation}, and the passes of a step cannot "
-                f"be dealt evenly to {team.num_shares} processes; make it a multiple (the result "
-                "stays the same)."
+                f"be dealt evenly to {team.num_shares} processes; make it a multiple (a step's "
+                "sequences stay the same)."
             )
         device = device_of(recipe)
 
@@ -151,7 +151,8 @@ class Trainer:
             raise UserError(
                 f"a pass over {run.batch_size // run.accumulation} sequences of "
                 f"{batch.tokens_BT.shape[1]} tokens does not fit into memory; raise [run] "
-                "accumulation (the result stays the same), or lower batch_size or [data] length."
+                "accumulation (a step's sequences stay the same), or lower batch_size or [data] "
+                "length."
             ) from None
         norm = self._passes.clip(math.inf if run.clip is None else run.clip)
         if not math.isfinite(norm):
@@ -179,8 +180,8 @@ class Trainer:
 
     def _gradient(self, batch: TrainingBatch, step: int) -> tuple[float, dict[str, float]]:
         """Leaves the gradient of the mean loss in the parameters; returns the mean and the means
-        of the objective's metrics. However many passes and processes it takes, the gradient is
-        that of one pass, and the noise of a sequence is the same."""
+        of the objective's metrics. However many passes it takes, the gradient is that of one; noise
+        depends on the passes, not on the processes that they are dealt to."""
         for _, parameter in self._passes.parameters():
             parameter.grad = None
         total, weight, extras = 0.0, 0.0, Counter[str]()

@@ -1,6 +1,8 @@
 """How well drafters guess for one MODEL: accepted length, tokens per pass, speed.
 
-Every prompt is answered alone, as speculation is for answers that are waited for."""
+Every prompt is answered alone, as speculation is for answers that are waited for, unless
+--in-flight says otherwise: that is quicker to measure, and drafts then pay less.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.model.loaded import LoadedModel
 
-FLAGS = frozenset({"part", "num", "draft", "prompt_tokens"})
+FLAGS = frozenset({"part", "num", "draft", "prompt_tokens", "in_flight"})
 TAKES_REQUEST = True
 _NUM = 40
 _NEW_TOKENS = 128
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this task alone."""
     add = parser.add_argument_group("drafting").add_argument
     add("--draft", metavar="MODEL", nargs="+", help="drafters to compare [what -o drafter= says]")
+    add("--in-flight", metavar="N", help="prompts answered at a time [1]")
 
 
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
@@ -57,8 +60,9 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         num=whole_number("--num", arguments.num, _NUM),
         num_prompt_tokens=whole_number("--prompt-tokens", arguments.prompt_tokens, _PROMPT_TOKENS),
     )
+    in_flight = whole_number("--in-flight", arguments.in_flight, 1)
     usual = replace(plain, method="autoregressive", options={})
-    rows = [_row("(none)", {"target": target}, items, usual, shown)]
+    rows = [_row("(none)", {"target": target}, items, usual, in_flight, shown)]
     for draft in arguments.draft or [None]:
         models, options = {"target": target}, dict(plain.options)
         if draft is not None:
@@ -67,7 +71,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
                 options["drafter"] = _made_for(models)
         request = replace(plain, options=options)
         label = name_of_model(draft) if draft is not None else _drafter_of(request)
-        rows.append(_row(label, models, items, request, shown))
+        rows.append(_row(label, models, items, request, in_flight, shown))
     columns = (
         Column(key="model", title="drafter"),
         Column(key="method", title="method"),
@@ -78,7 +82,8 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     )
     notes = [
         f"Target: {name_of_model(name)}; {len(items)} prompts of {' '.join(arguments.data)}, at "
-        f"most {plain.max_new_tokens} new tokens each, temperature {plain.temperature:g}."
+        f"most {plain.max_new_tokens} new tokens each, {in_flight} at a time, temperature "
+        f"{plain.temperature:g}."
     ]
     return Table(columns=columns, rows=rows, notes=notes)
 
@@ -88,13 +93,15 @@ def _row(
     models: Mapping[str, LoadedModel],
     items: Sequence[PromptItem],
     request: Request,
+    in_flight: int,
     shown: Shown,
 ) -> dict[str, Cell]:
     from anyorder.engine.engine import Engine
     from anyorder.evaluation.drafting import drafting
 
     engine = Engine(models["target"], draft=models.get("draft"))
-    found = drafting(engine, [item.prompt for item in items], request, progress=shown)
+    prompts = [item.prompt for item in items]
+    found = drafting(engine, prompts, request, in_flight=in_flight, progress=shown)
     return {
         "model": label,
         "method": request.method,

@@ -217,9 +217,10 @@ def test_weights_that_move_are_found() -> None:
     changed = torch.cat(logits(other))
     assert not torch.equal(changed, before)
     assert torch.equal(torch.cat(logits(model)), before)
-    with torch.no_grad():
-        for parameter, source in zip(other.parameters(), model.parameters(), strict=True):
-            parameter.data = source.data.clone()
+    for name, parameter in model.named_parameters():
+        module, _, attribute = name.rpartition(".")
+        copied = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        setattr(other.get_submodule(module), attribute, copied)
     assert torch.equal(torch.cat(logits(other)), before)
 
 

@@ -81,14 +81,22 @@ class LayerStack:
         self._modules = [
             {name: _find(layer, name) for name in (*_MATRICES, *_NORMS)} for layer in layers
         ]
-        self._tensors = [tensor for layer in layers for tensor in _tensors(layer)]
+        self._weights = [
+            (module._parameters, name)
+            for layer in layers
+            for module in layer.modules()
+            for name, _ in module.named_parameters(recurse=False)
+        ]
+        """Where modules hold what they compute with, whoever puts something else there."""
         self._addresses: list[int] = []
         self._layers = (_Layer * len(layers))()
         known = [
             sum(len(_tensors(module)) for module in found.values() if module is not None)
             for found in self._modules
         ]
-        self._supported = self.supports(config) and sum(known) == len(self._tensors)
+        self._supported = self.supports(config) and sum(known) == sum(
+            len(_tensors(layer)) for layer in layers
+        )
         """Nothing in the layers is unknown here, an adapter say."""
         self._level = 1
         if any(isinstance(m, QuantizedLinear) for found in self._modules for m in found.values()):
@@ -147,9 +155,11 @@ class LayerStack:
         """What the structures point to."""
         ropes = list(rotations)
         page_size = 1
+        # A copy: engines that share a network may run it at the same time, each on its own pool.
+        layers = type(self._layers).from_buffer_copy(self._layers)
         for index in range(first, last):
             keys, values = pool.pages(index)
-            layer, entry = self._config.layers[index], self._layers[index]
+            layer, entry = self._config.layers[index], layers[index]
             page_size = keys.shape[1]
             entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
             entry.rope = -1 if layer.rope is None else ropes.index(layer.rope)
@@ -179,7 +189,7 @@ class LayerStack:
             residual=x_NW.data_ptr(),
             slots=batch.slots_N.data_ptr(),
             positions=batch.positions_N.data_ptr(),
-            layers=ctypes.addressof(self._layers[first]),
+            layers=ctypes.addressof(layers[first]),
             groups=ctypes.addressof(groups),
             rotations=ctypes.addressof(turns),
         )
@@ -191,7 +201,7 @@ class LayerStack:
 
     def _refresh(self) -> None:
         """Where the weights lie now: whoever trains them may put others in their place."""
-        addresses = [tensor.data_ptr() for tensor in self._tensors]
+        addresses = [held[name].data_ptr() for held, name in self._weights]
         if addresses == self._addresses:
             return
         self._addresses = addresses

@@ -201,7 +201,8 @@ class LayerStack:
 
     def _refresh(self) -> None:
         """Where the weights lie now: whoever trains them may put others in their place."""
-        addresses = [held[name].data_ptr() for held, name in self._weights]
+        tensors = (held[name] for held, name in self._weights)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         if addresses == self._addresses:
             return
         self._addresses = addresses

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from anyorder.core.request import Choice, Completion, Report, TraceEntry
-from anyorder.evaluation.pictures import WIDTH, trace_html, trace_svg
+from anyorder.evaluation.pictures import WIDTH, trace_svg
+from anyorder.evaluation.replay import replay_html
 from anyorder.evaluation.svg import cells, clean, probability_color, shorten
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -129,7 +130,7 @@ def test_nothing_a_model_writes_becomes_markup() -> None:
     answer = completion([(NASTY, 1, 0.5)])
     for page in (
         trace_svg(answer, model=NASTY, prompt=NASTY),
-        trace_html(answer, model=NASTY, prompt=NASTY),
+        replay_html([answer], models=[NASTY], prompt=NASTY),
     ):
         page.encode("utf-8")
         tags = Tags()
@@ -142,7 +143,11 @@ def test_nothing_a_model_writes_becomes_markup() -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    page = trace_html(completion([("a", 1, 0.5), ("b", 5, 0.5)]), model="m", prompt="LAST PICTURE")
+    page = replay_html(
+        [completion([("a", 1, 0.5), ("b", 5, 0.5)]), completion([("a", 3, 0.5)])],
+        models=["m", "n"],
+        prompt="LAST PICTURE",
+    )
     assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "").replace(
         "http://www.w3.org/2000/svg", ""
     )

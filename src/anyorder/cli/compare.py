@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")
     add("--system", metavar="TEXT", help="system message before it; means --chat")
     add("--json", action="store_true", help="print one JSON object instead of texts and table")
-    add("--html", metavar="FILE", help="write a page that replays them side by side")
+    add("--html", metavar="FILE", help="write a page that replays them, pass by pass")
     add_model_flags(parser)
     add_request_flags(parser)
 
@@ -85,10 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(entries, completions)
     if page is not None:
-        from anyorder.evaluation.comparison import comparison_html
+        from anyorder.evaluation.replay import replay_html
 
         models = [entry.model for entry in entries]
-        write_text(page, comparison_html(completions, models=models, prompt=text))
+        write_text(page, replay_html(completions, models=models, prompt=text))
     return 0
 
 

@@ -24,13 +24,14 @@ def trace_path(text: str) -> Path:
 
 def write_trace(path: Path, completion: Completion, *, model: str, prompt: str) -> None:
     """Draw or dump how the answer came about."""
-    from anyorder.evaluation.pictures import trace_html, trace_svg
+    from anyorder.evaluation.pictures import trace_svg
+    from anyorder.evaluation.replay import replay_html
 
     if path.suffix == ".json":
         data = {"model": model, "prompt": prompt, **completion.to_dict()}
         text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     elif path.suffix == ".html":
-        text = trace_html(completion, model=model, prompt=prompt)
+        text = replay_html([completion], models=[model], prompt=prompt)
     else:
         text = trace_svg(completion, model=model, prompt=prompt)
     write_text(path, text)

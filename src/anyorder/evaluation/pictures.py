@@ -35,13 +35,6 @@ def trace_svg(completion: Completion, *, model: str, prompt: str) -> str:
     return svg.document(y + _MARGIN - 8)
 
 
-def trace_html(completion: Completion, *, model: str, prompt: str) -> str:
-    """A self-contained page with the picture and a slider that replays the passes."""
-    last = max(entry.step for choice in completion.choices for entry in choice.trace)
-    picture = trace_svg(completion, model=model, prompt=prompt)
-    return _PAGE.replace("LAST", str(last)).replace("PICTURE", picture)
-
-
 # ----------------------------------------------------------------------------------------- heading
 def _heading(svg: Svg, completion: Completion, model: str) -> float:
     x = _MARGIN + svg.text(_MARGIN, 42, "anyorder", size=17, style="ink bold")
@@ -173,49 +166,3 @@ def _costs(svg: Svg, x: float, y: float, report: Report) -> None:
         at = y + 8 + number * 17.5
         svg.text(x, at, name, size=12, style="quiet")
         svg.text(WIDTH - _MARGIN, at, value, size=12, anchor="end")
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>decode trace</title>
-<style>
-:root{color-scheme:light dark;font:14px ui-monospace,Menlo,monospace}
-body{margin:24px auto;max-width:880px;padding:0 12px}
-svg{width:100%;height:auto}
-form{display:flex;gap:12px;align-items:center;margin:12px 4px}
-input{flex:1}
-g[data-step]{transition:opacity .15s}
-g.later{opacity:.06}
-</style>
-<form>
-<button type="button" id="play">replay</button>
-<input type="range" id="pass" min="0" max="LAST" value="LAST" aria-label="pass">
-<output id="shown">pass LAST of LAST</output>
-</form>
-PICTURE
-<script>
-const slider = document.getElementById("pass"), shown = document.getElementById("shown");
-function show() {
-  for (const group of document.querySelectorAll("g[data-step]"))
-    group.classList.toggle("later", Number(group.dataset.step) > Number(slider.value));
-  shown.textContent = `pass ${slider.value} of ${slider.max}`;
-}
-let timer = 0;
-slider.addEventListener("input", () => { clearInterval(timer); show(); });
-document.getElementById("play").addEventListener("click", () => {
-  clearInterval(timer);
-  slider.value = 0;
-  show();
-  timer = setInterval(() => {
-    slider.value = Number(slider.value) + 1;
-    show();
-    if (slider.value === slider.max) clearInterval(timer);
-  }, 120);
-});
-</script>
-</html>
-"""

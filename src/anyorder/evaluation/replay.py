@@ -1,0 +1,75 @@
+"""A page that replays answers to one prompt, pass by pass, beside each other.
+
+All answers are at the same pass at any time, so what takes fewer passes ends earlier; the numbers
+in each picture say what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from html import escape
+
+from anyorder.core.request import Completion
+from anyorder.evaluation.pictures import trace_svg
+
+
+def replay_html(completions: Seq[Completion], *, models: Seq[str], prompt: str) -> str:
+    """A self-contained page; `models` names the model of each answer."""
+    pictures = "\n".join(
+        trace_svg(completion, model=model, prompt=prompt)
+        for completion, model in zip(completions, models, strict=True)
+    )
+    traces = [choice.trace for completion in completions for choice in completion.choices]
+    last = max(entry.step for trace in traces for entry in trace)
+    title = ", ".join(dict.fromkeys(completion.method for completion in completions))
+    page = _PAGE.replace("TITLE", escape(title)).replace("LAST", str(last))
+    return page.replace("PICTURES", pictures)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>decode trace: TITLE</title>
+<style>
+:root{color-scheme:light dark;font:14px ui-monospace,Menlo,monospace}
+body{margin:24px auto;max-width:1800px;padding:0 12px}
+main{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(560px,100%),1fr));gap:16px}
+svg{width:100%;height:auto;max-width:880px;justify-self:center}
+form{display:flex;gap:12px;align-items:center;margin:12px 4px}
+input{flex:1}
+g[data-step]{transition:opacity .15s}
+g.later{opacity:.06}
+</style>
+<form>
+<button type="button" id="play">replay</button>
+<input type="range" id="pass" min="0" max="LAST" value="LAST" aria-label="pass">
+<output id="shown">pass LAST of LAST</output>
+</form>
+<main>
+PICTURES
+</main>
+<script>
+const slider = document.getElementById("pass"), shown = document.getElementById("shown");
+function show() {
+  for (const group of document.querySelectorAll("g[data-step]"))
+    group.classList.toggle("later", Number(group.dataset.step) > Number(slider.value));
+  shown.textContent = `pass ${slider.value} of ${slider.max}`;
+}
+let timer = 0;
+slider.addEventListener("input", () => { clearInterval(timer); show(); });
+document.getElementById("play").addEventListener("click", () => {
+  clearInterval(timer);
+  slider.value = 0;
+  show();
+  timer = setInterval(() => {
+    slider.value = Number(slider.value) + 1;
+    show();
+    if (slider.value === slider.max) clearInterval(timer);
+  }, 120);
+});
+</script>
+</html>
+"""

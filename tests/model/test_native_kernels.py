@@ -76,6 +76,10 @@ def test_a_rows_result_does_not_depend_on_its_company(level: int, dtype: torch.d
     torch.set_num_threads(1)
 
 
+class Elsewhere(torch.Tensor):
+    """Stands for tensors whose memory is not theirs alone (sharded, fake, functional ones)."""
+
+
 @built
 def test_what_the_kernel_cannot_read_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
@@ -92,6 +96,9 @@ def test_what_the_kernel_cannot_read_goes_to_torch(monkeypatch: pytest.MonkeyPat
         (wide[:, ::2], weight_OI, False),  # values apart
         (x_NI, draw(6, 8, dtype=torch.float32).T, False),
         (x_NI.double(), weight_OI.double(), False),
+        (x_NI[:0], weight_OI, False),
+        (x_NI.as_subclass(Elsewhere), weight_OI, False),
+        (x_NI, weight_OI.as_subclass(Elsewhere), False),
         (draw(129, 6, dtype=torch.float32), weight_OI, False),  # too many rows
         (x_NI.view(2, 2, 6), weight_OI, False),
         (x_NI, weight_OI.clone().requires_grad_(), False),

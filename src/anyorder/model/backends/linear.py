@@ -21,6 +21,8 @@ MOST_ROWS = {
     torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 128,
 }
 """Rows up to which the kernels are faster (LOG.md has the measurements)."""
+PLAIN = (torch.Tensor, nn.Parameter)
+"""Types of tensors that lie in memory as they say: not those that are shared among processes."""
 
 
 class Linear(nn.Linear):
@@ -35,7 +37,7 @@ def linear(
     x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x W^T + b, as `torch.nn.functional.linear`."""
-    is_small = x_NI.dim() == 2 and x_NI.shape[0] <= MOST_ROWS.get(x_NI.dtype, 0)
+    is_small = x_NI.dim() == 2 and 0 < x_NI.shape[0] <= MOST_ROWS.get(x_NI.dtype, 0)
     if is_small and _fits(x_NI, weight_OI) and library() is not None:
         return multiply(plain_matrix(weight_OI, bias_O), x_NI)
     return F.linear(x_NI, weight_OI, bias_O)
@@ -44,7 +46,9 @@ def linear(
 def _fits(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
     """No gradient is wanted, and memory lies as the kernel reads it."""
     return (
-        x_NI.device.type == "cpu"
+        type(x_NI) is torch.Tensor
+        and type(weight_OI) in PLAIN
+        and x_NI.device.type == "cpu"
         and not (torch.is_grad_enabled() and (weight_OI.requires_grad or x_NI.requires_grad))
         and x_NI.stride(1) == 1
         and weight_OI.dtype == x_NI.dtype

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
-from anyorder.model.backends.linear import MOST_ROWS, Linear
+from anyorder.model.backends.linear import MOST_ROWS, PLAIN, Linear
 from anyorder.model.backends.native import (
     NAMES,
     QUANTIZED_LEVEL,
@@ -98,6 +98,7 @@ class LayerStack:
             len(_tensors(layer)) for layer in layers
         )
         """Nothing in the layers is unknown here, an adapter say."""
+        self._supported &= all(type(held[name]) in PLAIN for held, name in self._weights)
         self._level = 1
         if any(isinstance(m, QuantizedLinear) for found in self._modules for m in found.values()):
             self._level = QUANTIZED_LEVEL
@@ -130,7 +131,7 @@ class LayerStack:
         """Can this pass run here? Depends on its shape alone, never on time or load."""
         return (
             self._supported
-            and len(x_NW) <= MOST_ROWS.get(x_NW.dtype, 0)
+            and 0 < len(x_NW) <= MOST_ROWS.get(x_NW.dtype, 0)
             and batch.slots_N is not None
             and x_NW.device.type == "cpu"
             and not torch.is_grad_enabled()

@@ -33,6 +33,7 @@ def lower_layers(model: LoadedModel, num_layers: int) -> LoadedModel:
     small = copy.copy(network)
     small._modules = dict(network._modules)
     small.layers = nn.ModuleList(list(network.layers)[:num_layers])
+    small._stack = None
     small.config = dataclasses.replace(network.config, layers=network.config.layers[:num_layers])
     abilities = dataclasses.replace(
         model.abilities,

@@ -1,9 +1,10 @@
 """Greedy texts of every speculative way of decoding against plain decoding's, on a hundred prompts.
 
 `python -m benchmarks.identity` for float32, where every text must be the same, token for token;
-`--dtype bfloat16` and `--quantize int4` for lower precision, where passes that are computed otherwise
-may round a near-tie to the other side. For a text that differs, the gap is told: by how many nats
-plain decoding preferred its own token to the other one, at the first place where they differ.
+`--dtype bfloat16` and `--quantize int4` for lower precision, where passes that are computed
+otherwise may round a near-tie to the other side. For a text that differs, the gap is told: by how
+many nats plain decoding preferred its own token to the other one, at the first place where they
+differ.
 
 With the package's compiled kernels, passes of up to 128 rows give every row the same bits whatever
 rows it comes with; `--in-flight` says how many texts share a pass, and so on which side of that

@@ -27,7 +27,7 @@ from anyorder.core.forward import (
 from anyorder.core.method import Context, Method
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
-from anyorder.engine.run import Handle
+from anyorder.engine.handle import Handle
 
 LOGITS = Outputs(token=False, logprob=False, logits=True)
 KINDS: list[Attention] = [

@@ -2,6 +2,7 @@
 
 Tiny random models in float64, no tokenizer unless text matters. A method that needs options or a
 longer prompt to be interesting gets them in CASES; one that is not listed runs with its defaults.
+What runs on another kind of network (patches, an encoder) is held to the same in its own tests.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
 from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
+from anyorder.core.plans import PlanTokens
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
 from anyorder.model.loaded import LoadedModel
 from anyorder.model.transformer import Transformer
-
-METHODS = lookup.names("methods")
 
 # Beyond the defaults: options worth mixing, and the controls that a method accepts.
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -78,13 +78,30 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"no_repeat_ngram": 2, "options": {"width": 2}},
     ],
 }
-SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"}}
+MASK = VOCABULARY - 1
+TAGS = PlanTokens(
+    topic=50, topic_end=51, span=52, span_end=53, sync=54, pad=55, digits={40: "1", 41: "2"}
+)
 
 
 @functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
-    """The tiny model with what any method may need: further prediction heads."""
-    return with_heads(tiny_model(ends=ends))
+    """The tiny model with what any method may need: further prediction heads, a mask token, the
+    tags of plans."""
+    model = with_heads(tiny_model(ends=ends))
+    abilities = dataclasses.replace(
+        model.abilities,
+        attention=frozenset({"causal", "bidirectional"}),
+        mask_token=MASK,
+        plan_tokens=TAGS,
+    )
+    return dataclasses.replace(model, abilities=abilities)
+
+
+def runs_on_the_contract_model(method: str) -> bool:
+    """Does it need no other kind of network?"""
+    cls: type[Method] = lookup.find("methods", method, kind="method")
+    return cls.needs.missing(contract_model(ends=True).abilities, ("target", "draft")) is None
 
 
 def with_heads(model: LoadedModel) -> LoadedModel:
@@ -101,6 +118,10 @@ def with_heads(model: LoadedModel) -> LoadedModel:
         network=NetworkWithHeads(base, heads),
         abilities=dataclasses.replace(model.abilities, num_heads=3),
     )
+
+
+METHODS = [name for name in lookup.names("methods") if runs_on_the_contract_model(name)]
+SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"}}
 
 
 def contract_engine(*, ends: bool = True, **changes: Any) -> Engine:

@@ -40,7 +40,7 @@ def uniforms(num: int, seed: int, *key: int) -> NDArray[np.float64]:
     packed = struct.pack(f"<{len(key) + 1}q", seed, *key)
     hashed = int.from_bytes(blake2b(packed, digest_size=16, person=b"many").digest(), "little")
     words = np.random.Philox(key=hashed).random_raw(num)
-    return (words >> np.uint64(11)) * 2.0**-53  # type: ignore[no-any-return]
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(weights_V: NDArray[Any], uniform: float) -> int:

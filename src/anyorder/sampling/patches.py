@@ -51,7 +51,7 @@ def _beginning_with(draws_SK: NDArray[Any], begins_B: NDArray[Any]) -> NDArray[A
     """Those that agree with the given tokens as far as any does, and with them in place."""
     length = len(begins_B)
     agree_S = (draws_SK[:, :length] == begins_B).cumprod(axis=1).sum(axis=1)
-    found_SK = draws_SK[agree_S == agree_S.max()]
+    found_SK: NDArray[Any] = draws_SK[agree_S == agree_S.max()]
     found_SK[:, :length] = begins_B
     return found_SK
 
@@ -65,4 +65,5 @@ def _ways(counts_U: NDArray[Any], power: int) -> NDArray[np.float64]:
     rest_U = np.where(possible, counts_U - power, 0)
     logs_U = log_factorials[counts_U] - log_factorials[rest_U]
     logs_U = np.where(possible, logs_U, -np.inf)
-    return np.exp(logs_U - logs_U.max())
+    ways_U: NDArray[np.float64] = np.exp(logs_U - logs_U.max())
+    return ways_U

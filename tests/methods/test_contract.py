@@ -65,6 +65,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"options": {"drafter": {"name": "medusa", "nodes": 12}, "adaptive": False}},
     ],
     "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
+    "gibbs": [
+        {
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "options": {"order": "sequential", "sweeps": 1, "burn_in": 1},
+        },
+    ],
     "jacobi": [
         {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
@@ -72,6 +79,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "lookahead": [
         {"temperature": 1.0, "seed": 3, "options": {"window": 4, "ngram": 3, "guesses": 2}},
         {"repetition_penalty": 1.2, "logprobs": 2},
+    ],
+    "mask_predict": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"iterations": 3}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "options": {"iterations": 1}},
     ],
     "tree_search": [
         {"options": {"width": 3, "branch": 2, "depth": 3}},

@@ -70,10 +70,9 @@ class MaskPredict(Method):
                 best = max(candidates, key=lambda candidate: candidate.score)
                 for candidate in live:
                     candidate.mask(step, self.iterations)
-                if any(candidate.masked for candidate in candidates):
-                    gone = range(len(best.board), len(shown.board))
-                    context.preview(best.places, [best.board[place] for place in best.places])
-                    context.preview(gone, [None] * len(gone))
+                gone = range(len(best.board), len(shown.board))
+                context.preview(best.places, [best.board[place] for place in best.places])
+                context.preview(gone, [None] * len(gone))
         context.reveal(
             best.places,
             [best.tokens[place] for place in best.places],

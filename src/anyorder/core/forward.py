@@ -268,6 +268,8 @@ class Outputs:
     without temperature or truncation, not renormalised (what beam search adds up)."""
     given: tuple[int, ...] | None = None
     """Log-probabilities of these ids under the model's distribution, one id per row."""
+    chance: bool = False
+    """Also the probability of the `given` ids in the processed distribution."""
     accepted: Check | None = None
     """Check a draft. Rows are then the last token of text and all proposals. Of each row's own
     answer nothing is reported but `token`, NO_TOKEN where it has none: what follows a wrong
@@ -380,6 +382,7 @@ class ForwardResult:
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     given: list[float] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
     draws: list[list[int]] = field(default_factory=list)
     distributions: list[Any] = field(default_factory=list)

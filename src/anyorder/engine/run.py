@@ -130,6 +130,7 @@ class Job:
             top=[a.top for a in answers] if wants.top else [],
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],
+            chances=[a.chance for a in answers if a.chance is not None],
             verdict=self.verdict,
             draws=[a.draws for a in answers] if wants.draws else [],
             distributions=[a.distribution for a in answers] if wants.distribution else [],

@@ -72,6 +72,8 @@ class RowResult:
     best: list[tuple[int, float]] = field(default_factory=list)
     """(id, score), highest first; banned ids are left out."""
     given: float | None = None
+    chance: float | None = None
+    """Of the given id in the processed distribution."""
     draws: list[int] = field(default_factory=list)
     distribution: NDArray[np.float64] | None = None
     """Probabilities of the whole vocabulary, processed."""

@@ -18,8 +18,9 @@ MASK = 4
 VOCABULARY = 5
 """Symbols 0 to 2, the prompt's only token, and the mask."""
 LENGTH = 3
-Predict = Callable[[Seq[int]], torch.Tensor]
-"""From what stands on the canvas to log-probabilities [LENGTH, 3] of its places."""
+Predict = Callable[[tuple[int, ...], int], torch.Tensor]
+"""From what stands on the canvas, in the network's pass of this number, to log-probabilities
+[LENGTH, 3] of its places."""
 
 
 class Enumerated:
@@ -32,7 +33,7 @@ class Enumerated:
     def __init__(self, predict: Predict, *, num_symbols: int = VOCABULARY) -> None:
         self._predict = predict
         self._num_symbols = num_symbols
-        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        self._num_passes = 0
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None) -> torch.Tensor:
         """Rows of scores."""
@@ -42,11 +43,9 @@ class Enumerated:
             for order, (start, *canvas) in enumerate(tokens.tolist()):
                 first = group.first_row + order * group.num_queries
                 assert start == START % self._num_symbols and len(canvas) == LENGTH
-                key = tuple(canvas)
-                if key not in self._known:
-                    self._known[key] = self._predict(canvas)
-                found = self._known[key]
+                found = self._predict(tuple(canvas), self._num_passes)
                 rows[first + 1 : first + 1 + LENGTH, : found.shape[1]] = found
+        self._num_passes += 1
         return rows
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:

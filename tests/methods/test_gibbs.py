@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -16,7 +17,12 @@ from anyorder.engine.engine import Engine
 JOINT = joint()
 
 
-def conditionals(canvas: Seq[int]) -> torch.Tensor:
+def predict(canvas: tuple[int, ...], _: int) -> torch.Tensor:
+    return conditionals(canvas)
+
+
+@functools.cache
+def conditionals(canvas: tuple[int, ...]) -> torch.Tensor:
     """What the joint says of the masked place, if one place is masked. Of more it knows nothing, so
     that the first sweep is of little help, and what stands is told as it stands."""
     masked = [place for place, token in enumerate(canvas) if token == MASK]
@@ -33,7 +39,7 @@ def conditionals(canvas: Seq[int]) -> torch.Tensor:
 
 
 def generate(**fields: Any) -> Completion:
-    engine = Engine(enumerated_model(conditionals), cache_tokens=8192, max_batch_tokens=4096)
+    engine = Engine(enumerated_model(predict), cache_tokens=8192, max_batch_tokens=4096)
     defaults = {"method": "gibbs", "max_new_tokens": LENGTH, "temperature": 1.0, "n": 1}
     completion = engine.generate(Request(**{"prompt": [START], **defaults, **fields}))
     assert_no_page_is_lost(engine)
@@ -91,6 +97,20 @@ def test_a_canvas_keeps_its_tokens_and_gives_the_conditional() -> None:
     expected = torch.zeros_like(JOINT)
     expected[:, 2] = JOINT[:, 2] / JOINT[:, 2].sum()
     assert abs(chi_square([choice.tokens for choice in completion.choices], expected)) < 3
+
+
+def test_networks_with_a_token_shift() -> None:
+    model = enumerated_model(predict)
+    shifted = dataclasses.replace(model.abilities, token_shift=True)
+    engine = Engine(dataclasses.replace(model, abilities=shifted), cache_tokens=256)
+    request = Request(prompt=[START], method="gibbs", canvas=[2, None, 1])
+    # What is told of the place before: that a 2 stands there.
+    assert engine.generate(request).tokens == [2, 2, 1]
+    assert generate(canvas=[2, None, 1], max_new_tokens=None, temperature=0.0).tokens == [
+        2,
+        int(JOINT[2, :, 1].argmax()),
+        1,
+    ]
 
 
 def test_each_step_is_told_and_seeds_decide() -> None:

@@ -72,13 +72,13 @@ def encode(tokens: list[int]) -> torch.Tensor:
     return network.encode(dense_batch(torch.tensor([tokens]), everything))  # type: ignore[no-any-return]
 
 
-def log_probabilities(states: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def log_probabilities(states: torch.Tensor, text: torch.Tensor, *, first: int = 1) -> torch.Tensor:
     """Of every token of a text [N] behind the start token, [N, vocabulary]."""
     network: Any = translator().network
     tokens = torch.cat((torch.tensor([START]), text))[None]
     everything = torch.ones(1, tokens.shape[1], tokens.shape[1], dtype=torch.bool)
     batch = dense_batch(tokens, everything, memory=CrossMemory(states_RSW=states[None]))
-    logits = network.logits(network.hidden(batch))[1:]
+    logits = network.logits(network.hidden(batch))[first:]
     logits[:, MASK] = -torch.inf
     return logits.log_softmax(-1)  # type: ignore[no-any-return]
 
@@ -174,6 +174,19 @@ def _check_history(choice: Choice) -> bool:
     line = [board[place] for place in sorted(board)]
     assert line == [*choice.tokens, *[None] * (len(line) - len(choice.tokens))]
     return len(line) > len(choice.tokens)
+
+
+def test_networks_with_a_token_shift() -> None:
+    model = translator()
+    shifted = dataclasses.replace(model.abilities, token_shift=True)
+    engine = tiny_engine(model=dataclasses.replace(model, abilities=shifted))
+    options = {"iterations": 1}
+    text = torch.full((6,), MASK)
+    for tokens in (source(0), source(1)):
+        told = log_probabilities(encode(tokens), text, first=0).argmax(-1).tolist()
+        canvas = {"canvas": [None] * 6, "max_new_tokens": None, "options": options}
+        assert generate(tokens, engine, **canvas).tokens == told[:6]
+        assert generate(tokens, **canvas).tokens == told[1:]
 
 
 def test_bans_hold_where_tokens_are_placed_together() -> None:

@@ -45,6 +45,7 @@ class Gibbs(Method):
         mask_token, request = context.abilities.mask_token, context.request
         assert mask_token is not None, "it was asked for"
         prompt = list(context.prompt)
+        first = len(prompt) - context.abilities.token_shift
         whole = dataclasses.replace(request, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0)
         outputs = Outputs(top=request.logprobs)
         board = list(context.canvas or [None] * context.max_new_tokens)
@@ -61,7 +62,7 @@ class Gibbs(Method):
                         [*prompt, *(mask_token if token is None else token for token in board)],
                         0,
                         attention=BIDIRECTIONAL,
-                        rows=(len(prompt) + place,),
+                        rows=(first + place,),
                         outputs=outputs,
                         sampling=whole if sweep < self.burn_in else None,
                         stream=f"sweep {sweep}",

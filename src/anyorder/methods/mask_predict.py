@@ -132,12 +132,13 @@ class _Candidate:
         mask_token = context.abilities.mask_token
         assert mask_token is not None, "it was asked for"
         prompt = list(context.prompt)
+        first = len(prompt) - context.abilities.token_shift
         return ForwardRequest(
             sequence=self._sequence,
             tokens=[*prompt, *(mask_token if t is None else t for t in self.board)],
             start=0,
             attention=BIDIRECTIONAL,
-            rows=[len(prompt) + place for place in masked],
+            rows=[first + place for place in masked],
             outputs=Outputs(top=context.request.logprobs),
             stream=f"pass {step} of length {len(self.board)}",
             canvas=CanvasRows(text=list(self.board), places=masked),

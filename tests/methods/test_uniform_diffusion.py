@@ -179,7 +179,7 @@ def dense(board: list[int], *, first: int = 2) -> torch.Tensor:
 
 def test_renoising_keeps_what_the_entropy_bound_allows() -> None:
     options = {"sampler": "renoise", "steps": 8, "commit": {"name": "entropy_bound", "bound": 4.0}}
-    num_noisy = 0
+    num_noisy, num_new = 0, 0
     for seed in range(3):
         completion = generate(seed=seed, options=options)
         history = boards(completion)
@@ -192,9 +192,10 @@ def test_renoising_keeps_what_the_entropy_bound_allows() -> None:
             count = max(int((before <= 4.0).sum()), 10 - int(10 * (7 - number) / 8 + 1e-9))
             best = told.argmax(-1).tolist()
             assert [new[place] for place in order[:count]] == [best[p] for p in order[:count]]
-            num_noisy += sum(new[place] != best[place] for place in order[count:])
+            num_noisy += len(order[count:])
+            num_new += sum(new[p] not in (old[p], best[p]) for p in order[count:])
         assert completion.tokens == history[-1]
-    assert num_noisy > 20
+    assert num_noisy > 20 and num_new > 0.9 * num_noisy
 
 
 def test_renoising_ends_when_nothing_changes() -> None:

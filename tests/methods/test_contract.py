@@ -64,6 +64,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 1.0, "options": {"drafter": {"name": "early_exit", "layers": 1}}},
         {"options": {"drafter": {"name": "medusa", "nodes": 12}, "adaptive": False}},
     ],
+    "block_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "random"}},
+        {"no_repeat_ngram": 2, "logprobs": 2, "options": {"block_size": 3, "steps": 2}},
+        {
+            "temperature": 0.9,
+            "repetition_penalty": 1.2,
+            "options": {"block_size": 16, "steps": 5, "revise": "lowest"},
+        },
+    ],
     "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
     "gibbs": [
         {
@@ -85,9 +94,49 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
         {"no_repeat_ngram": 2, "options": {"iterations": 1}},
     ],
+    "masked_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "ancestral", "steps": 9}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "options": {"window": 4, "steps": 2}},
+        {"temperature": 0.9, "options": {"steps": 5, "revise": "cap"}},
+        {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
+    ],
+    "planned_diffusion": [
+        {"temperature": 1.0, "seed": 3, "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0}},
+        {
+            "logit_bias": {54: 6.0, 50: 5.0, 51: 4.0},
+            "options": {"default_length": 4, "step_ratio": 0.5, "commit": "entropy"},
+            "logprobs": 2,
+        },
+        {
+            "temperature": 0.8,
+            "repetition_penalty": 1.2,
+            "n": 2,
+            "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0},
+            "options": {"keep_tags": True, "commit": {"name": "ancestral"}, "step_ratio": 0.3},
+        },
+    ],
+    "semi_autoregressive": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"size": 3, "ahead": 2}},
+        {"no_repeat_ngram": 2, "logprobs": 2, "options": {"size": 5}},
+    ],
     "tree_search": [
         {"options": {"width": 3, "branch": 2, "depth": 3}},
         {"no_repeat_ngram": 2, "options": {"width": 2}},
+    ],
+    "uniform_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"steps": 6}},
+        {
+            "guidance_scale": 1.7,
+            "negative_prompt": [5, 6, 7],
+            "options": {"sampler": "renoise", "steps": 5},
+        },
+        {
+            "no_repeat_ngram": 2,
+            "canvas": [None, 9, None, None, 7, None],
+            "max_new_tokens": None,
+            "options": {"sampler": "renoise", "commit": "confidence", "steps": 5},
+        },
     ],
 }
 MASK = VOCABULARY - 1
@@ -105,6 +154,7 @@ def contract_model(*, ends: bool) -> LoadedModel:
         model.abilities,
         attention=frozenset({"causal", "bidirectional"}),
         mask_token=MASK,
+        block_size=5,
         plan_tokens=TAGS,
     )
     return dataclasses.replace(model, abilities=abilities)
@@ -153,7 +203,7 @@ def requests_of(method: str) -> list[Request]:
         for length in (3, 40):
             tokens = prompt(0, 20)[:length] + prompt(index, max(0, length - 20))
             found.append(
-                Request(prompt=tokens, method=method, max_new_tokens=12, **extra)  # type: ignore[arg-type]
+                Request(**{"prompt": tokens, "method": method, "max_new_tokens": 12, **extra})
             )
     return found
 
@@ -285,6 +335,8 @@ def test_emitted_pieces_add_up(method: str) -> None:
             assert [e.finish_reason for e in own if e.finish_reason] == [choice.finish_reason]
             assert len(choice.trace) == len(choice.tokens)
             steps = [entry.step for entry in choice.trace]
+            if request.canvas is not None:  # its fixed tokens stood there before
+                steps = [step for step in steps if step]
             assert all(1 <= step <= completion.report.num_forward_passes for step in steps)
 
 

@@ -66,6 +66,9 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    token_shift: bool = False
+    """Of networks with a mask token: is a place told by the token before it, instead of by the
+    mask that stands there?"""
     source_length: int = 0
     """Most tokens that its encoder reads; 0: it has none."""
     num_lengths: int = 0
@@ -262,6 +265,9 @@ class Method:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a combination of request and options that cannot be honoured."""
+
+    def check_length(self, num_tokens: int) -> None:
+        """Raise InvalidRequest if a text of at most so many tokens does not suit the options."""
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
         """What these options lack of the engine's models (by role), in words, or None."""

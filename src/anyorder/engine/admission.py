@@ -53,6 +53,7 @@ class Admission:
         canvas = self._canvas(request, method, ends)
         length = request.max_new_tokens if canvas is None else len(canvas)
         max_new_tokens = self._limit(request, length, prompt, method.num_scratch_tokens)
+        method.check_length(max_new_tokens)
         negative = None
         negative_source: list[int] = []
         if request.guidance_scale != 1.0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 import pytest
 
-from anyorder.engine.text import ChoiceBuilder, EndRules
+from anyorder.engine.text import ChoiceBuilder, EndRules, Final
 
 PIECES = ["", "a", "b", "ab", "ba", "c", "abc", "bb"]
 END = 0
@@ -63,7 +63,8 @@ def feed(builder: ChoiceBuilder, tokens: list[int]) -> list[str]:
     pieces = []
     for token in tokens:
         if builder.finish_reason is None:
-            pieces.append(builder.push(token, -1.0, 1, ()))
+            builder.reveal(len(builder.tokens), Final(token=token, logprob=-1.0, step=1))
+            pieces.append(builder.release()[0])
     return pieces
 
 

@@ -2,6 +2,7 @@
 
 Tiny random models in float64, no tokenizer unless text matters. A method that needs options or a
 longer prompt to be interesting gets them in CASES; one that is not listed runs with its defaults.
+What runs on another kind of network (patches, an encoder) is held to the same in its own tests.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
 from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
+from anyorder.core.plans import PlanTokens
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
 from anyorder.model.loaded import LoadedModel
 from anyorder.model.transformer import Transformer
-
-METHODS = lookup.names("methods")
 
 # Beyond the defaults: options worth mixing, and the controls that a method accepts.
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -64,7 +64,23 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 1.0, "options": {"drafter": {"name": "early_exit", "layers": 1}}},
         {"options": {"drafter": {"name": "medusa", "nodes": 12}, "adaptive": False}},
     ],
+    "block_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "random"}},
+        {"no_repeat_ngram": 2, "logprobs": 2, "options": {"block_size": 3, "steps": 2}},
+        {
+            "temperature": 0.9,
+            "repetition_penalty": 1.2,
+            "options": {"block_size": 16, "steps": 5, "revise": "lowest"},
+        },
+    ],
     "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
+    "gibbs": [
+        {
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "options": {"order": "sequential", "sweeps": 1, "burn_in": 1},
+        },
+    ],
     "jacobi": [
         {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
@@ -73,18 +89,81 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 1.0, "seed": 3, "options": {"window": 4, "ngram": 3, "guesses": 2}},
         {"repetition_penalty": 1.2, "logprobs": 2},
     ],
+    "mask_predict": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"iterations": 3}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "options": {"iterations": 1}},
+    ],
+    "masked_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "ancestral", "steps": 9}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "options": {"window": 4, "steps": 2}},
+        {"temperature": 0.9, "options": {"steps": 5, "revise": "cap"}},
+        {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
+    ],
+    "planned_diffusion": [
+        {"temperature": 1.0, "seed": 3, "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0}},
+        {
+            "logit_bias": {54: 6.0, 50: 5.0, 51: 4.0},
+            "options": {"default_length": 4, "step_ratio": 0.5, "commit": "entropy"},
+            "logprobs": 2,
+        },
+        {
+            "temperature": 0.8,
+            "repetition_penalty": 1.2,
+            "n": 2,
+            "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0},
+            "options": {"keep_tags": True, "commit": {"name": "ancestral"}, "step_ratio": 0.3},
+        },
+    ],
+    "semi_autoregressive": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"size": 3, "ahead": 2}},
+        {"no_repeat_ngram": 2, "logprobs": 2, "options": {"size": 5}},
+    ],
     "tree_search": [
         {"options": {"width": 3, "branch": 2, "depth": 3}},
         {"no_repeat_ngram": 2, "options": {"width": 2}},
     ],
+    "uniform_diffusion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"steps": 6}},
+        {
+            "guidance_scale": 1.7,
+            "negative_prompt": [5, 6, 7],
+            "options": {"sampler": "renoise", "steps": 5},
+        },
+        {
+            "no_repeat_ngram": 2,
+            "canvas": [None, 9, None, None, 7, None],
+            "max_new_tokens": None,
+            "options": {"sampler": "renoise", "commit": "confidence", "steps": 5},
+        },
+    ],
 }
-SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"}}
+MASK = VOCABULARY - 1
+TAGS = PlanTokens(
+    topic=50, topic_end=51, span=52, span_end=53, sync=54, pad=55, digits={40: "1", 41: "2"}
+)
 
 
 @functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
-    """The tiny model with what any method may need: further prediction heads."""
-    return with_heads(tiny_model(ends=ends))
+    """The tiny model with what any method may need: further prediction heads, a mask token, the
+    tags of plans."""
+    model = with_heads(tiny_model(ends=ends))
+    abilities = dataclasses.replace(
+        model.abilities,
+        attention=frozenset({"causal", "bidirectional"}),
+        mask_token=MASK,
+        block_size=5,
+        plan_tokens=TAGS,
+    )
+    return dataclasses.replace(model, abilities=abilities)
+
+
+def runs_on_the_contract_model(method: str) -> bool:
+    """Does it need no other kind of network?"""
+    cls: type[Method] = lookup.find("methods", method, kind="method")
+    return cls.needs.missing(contract_model(ends=True).abilities, ("target", "draft")) is None
 
 
 def with_heads(model: LoadedModel) -> LoadedModel:
@@ -101,6 +180,10 @@ def with_heads(model: LoadedModel) -> LoadedModel:
         network=NetworkWithHeads(base, heads),
         abilities=dataclasses.replace(model.abilities, num_heads=3),
     )
+
+
+METHODS = [name for name in lookup.names("methods") if runs_on_the_contract_model(name)]
+SAMPLES = {name for name in METHODS if name not in {"beam_search", "tree_search"}}
 
 
 def contract_engine(*, ends: bool = True, **changes: Any) -> Engine:
@@ -120,7 +203,7 @@ def requests_of(method: str) -> list[Request]:
         for length in (3, 40):
             tokens = prompt(0, 20)[:length] + prompt(index, max(0, length - 20))
             found.append(
-                Request(prompt=tokens, method=method, max_new_tokens=12, **extra)  # type: ignore[arg-type]
+                Request(**{"prompt": tokens, "method": method, "max_new_tokens": 12, **extra})
             )
     return found
 
@@ -252,6 +335,8 @@ def test_emitted_pieces_add_up(method: str) -> None:
             assert [e.finish_reason for e in own if e.finish_reason] == [choice.finish_reason]
             assert len(choice.trace) == len(choice.tokens)
             steps = [entry.step for entry in choice.trace]
+            if request.canvas is not None:  # its fixed tokens stood there before
+                steps = [step for step in steps if step]
             assert all(1 <= step <= completion.report.num_forward_passes for step in steps)
 
 

@@ -162,6 +162,27 @@ def test_draws_follow_the_processed_distribution(place, make_row, random_logits)
     assert len(set(expected)) > 10
 
 
+def test_the_processed_probability_of_a_given_id(place, make_row, random_logits):
+    logits = random_logits(1)
+    wanted = Outputs(chance=True)
+
+    def chance(given, **controls):
+        row = make_row(outputs=wanted, given=given, banned=((7,),), **controls)
+        (result,) = sample(logits, [row])
+        assert result.token is not None and result.given is not None
+        return result.chance
+
+    scores = logits[0].double().clone()
+    scores[7] = -math.inf
+    expected = (scores / 0.7).softmax(-1)
+    values, ids = (scores / 0.7).topk(5)
+    for given in (*ids.tolist(), 7, 11):
+        assert chance(given, temperature=0.7) == pytest.approx(float(expected[given]), abs=1e-7)
+        among = dict(zip(ids.tolist(), values.softmax(-1).tolist(), strict=True)).get(given, 0.0)
+        assert chance(given, temperature=0.7, top_k=5) == pytest.approx(among, abs=1e-7)
+        assert chance(given, temperature=0.0) == float(given == ids[0])
+
+
 @pytest.mark.parametrize("num_rows", [24, 300])
 def test_a_row_does_not_depend_on_its_neighbours(
     num_rows, place, make_row, random_logits, random_histories

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
@@ -67,7 +68,9 @@ class PagedStore:
         assert not sequence.length, "only an empty sequence may be given its tokens"
         sequence.tokens = list(tokens)
         if not isinstance(attention, Causal):
-            sequence.spans = [Span(start=0, tokens=tuple(tokens), attention=attention)]
+            sequence.spans = [
+                Span(start=0, tokens=tuple(tokens), attention=attention, num_kept=len(tokens))
+            ]
 
     def bind(self, sequence: Sequence, memory: Sequence) -> None:
         """Let an empty sequence cross-attend to an encoder's."""
@@ -108,6 +111,8 @@ class PagedStore:
             kept = start - span.start
             if kept < len(span.tokens) and span.attention.is_causal_before(kept):
                 sequence.spans.pop()
+            elif kept < span.num_kept:
+                sequence.spans[-1] = replace(span, num_kept=kept)
         while sequence.conditions and sequence.conditions[-1][0] >= start:
             sequence.conditions.pop()
         if sequence.conditions:
@@ -147,11 +152,14 @@ class PagedStore:
         start = sequence.num_resident
         if start == sequence.length:
             if not isinstance(attention, Causal):
-                span = Span(start=start, tokens=tuple(tokens), attention=attention)
+                span = Span(
+                    start=start, tokens=tuple(tokens), attention=attention, num_kept=len(tokens)
+                )
                 sequence.spans.append(span)
             sequence.tokens.extend(tokens)
-        # A replayed span may reach beyond what was kept of it.
-        sequence.num_resident = min(start + len(tokens), sequence.length)
+        # A replayed span may reach beyond what was kept of it, and others may follow there.
+        kept = (span.num_kept for span in sequence.spans if span.start == start)
+        sequence.num_resident = start + next(kept, len(tokens))
 
     def keep(self, sequence: Sequence, start: int, offsets: Seq[int]) -> None:
         """Of the tokens at `start` and after, keep those at these rising offsets, side by side.

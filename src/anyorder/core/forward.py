@@ -225,6 +225,27 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchDraw:
+    """Draw what follows a row from a network that gives no probabilities, only draws of the next
+    patch of tokens (CALM). `sampling.patches` says what temperature and beginning do."""
+
+    candidates: int = 1
+    """How often the network is drawn from; one of the draws is taken."""
+    begins: tuple[int, ...] = ()
+    """The patch begins with these tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """Tokens drawn at once."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """Estimates: of the draws that agree so far, the logarithm of the share that agree with the
+    token too. 0 where the network was drawn from once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What to report for each of a request's `rows`.
 
@@ -247,6 +268,8 @@ class Outputs:
     without temperature or truncation, not renormalised (what beam search adds up)."""
     given: tuple[int, ...] | None = None
     """Log-probabilities of these ids under the model's distribution, one id per row."""
+    chance: bool = False
+    """Also the probability of the `given` ids in the processed distribution."""
     accepted: Check | None = None
     """Check a draft. Rows are then the last token of text and all proposals. Of each row's own
     answer nothing is reported but `token`, NO_TOKEN where it has none: what follows a wrong
@@ -255,6 +278,8 @@ class Outputs:
     """Further tokens drawn from the processed distribution, independently, with replacement."""
     distribution: bool = False
     """The processed distribution as a whole, to be handed on in a `Check`; not to be looked at."""
+    patch: PatchDraw | None = None
+    """The next patch, of networks that draw patches; such a row has no other outputs."""
     heads: int = 0
     """The k likeliest tokens of each of the network's further prediction heads (Medusa, blockwise
     decoding). With `accepted`, for the row `Verdict.last` alone."""
@@ -271,6 +296,23 @@ NO_TOKEN = -1
 """Stands in `ForwardResult.tokens` for a row of a draft check that has no answer."""
 TOKEN = Outputs()
 NOTHING = Outputs(token=False, logprob=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CanvasRows:
+    """For requests whose rows are places of a canvas, told in any order: what stands there now.
+
+    Sampling controls that look at the text take all that stands on the canvas, before and behind a
+    place, for the tokens generated so far: penalties count it, n-gram bans and bad words look at
+    every window around the place. End tokens are banned by place: before `min_new_tokens`, and
+    before the last token that the request fixed. The mask token is impossible, also in the model's
+    own distribution, as the network was trained (SUBS, arXiv 2406.07524).
+    """
+
+    text: Seq[int | None]
+    """The new text, None where nothing stands."""
+    places: Seq[int]
+    """Which place of it each output row tells, one a row."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -291,6 +333,8 @@ class ForwardRequest:
     stream: str | None = None
     """Which random numbers to draw with: equal streams draw alike at equal positions. The role by
     default."""
+    canvas: CanvasRows | None = None
+    """Which places of the new text its rows tell; None: each row tells the next token."""
     layers: int | None = None
     """Run only so many of the lower layers and read them out by the final norm and head (early
     exit). What is cached this way must be discarded before the sequence is run in full."""
@@ -338,9 +382,11 @@ class ForwardResult:
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     given: list[float] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
     draws: list[list[int]] = field(default_factory=list)
     distributions: list[Any] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
     heads: list[list[list[tuple[int, float]]]] = field(default_factory=list)
     """By row, by head: (token, log-probability), likeliest first."""
     features: torch.Tensor | None = None
@@ -363,6 +409,7 @@ def forward(
     outputs: Outputs = TOKEN,
     sampling: Request | None = None,
     stream: str | None = None,
+    canvas: CanvasRows | None = None,
     layers: int | None = None,
     conditioning: torch.Tensor | None = None,
     memory: Sequence | None = None,
@@ -378,6 +425,7 @@ def forward(
             outputs=outputs,
             sampling=sampling,
             stream=stream,
+            canvas=canvas,
             layers=layers,
             conditioning=conditioning,
             memory=memory,

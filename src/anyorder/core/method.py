@@ -66,6 +66,9 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    token_shift: bool = False
+    """Of networks with a mask token: is a place told by the token before it, instead of by the
+    mask that stands there?"""
     source_length: int = 0
     """Most tokens that its encoder reads; 0: it has none."""
     num_lengths: int = 0
@@ -80,6 +83,10 @@ class Abilities:
     """What stands before prefix, suffix and middle where a text's middle is filled in."""
     plan_tokens: PlanTokens | None = None
     """Tags of planned diffusion."""
+    patch_size: int = 0
+    """Tokens of a patch, for networks that read and draw patches (CALM); 0: it reads tokens."""
+    fill_token: int | None = None
+    """Fills up a text's last patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,8 @@ class Needs:
     attention: AttentionKind = "causal"
     mask_token: bool = False
     heads: bool = False
+    patches: bool = False
+    plans: bool = False
     roles: tuple[str, ...] = ("target",)
 
     @property
@@ -97,6 +106,8 @@ class Needs:
         words = [f"{self.attention} attention"]
         words += ["a mask token"] * self.mask_token
         words += ["further prediction heads"] * self.heads
+        words += ["patches of tokens"] * self.patches
+        words += ["the tags of plans"] * self.plans
         words += [f"a {role} model" for role in self.roles if role != "target"]
         return ", ".join(words)
 
@@ -106,6 +117,12 @@ class Needs:
             return f"a mask token; {abilities.name} has none"
         if self.heads and not abilities.num_heads:
             return f"further prediction heads; {abilities.name} has none"
+        if self.patches and not abilities.patch_size:
+            return f"patches of tokens; {abilities.name} reads tokens one by one"
+        if abilities.patch_size and not self.patches:
+            return f"tokens one by one; {abilities.name} reads patches of {abilities.patch_size}"
+        if self.plans and abilities.plan_tokens is None:
+            return f"the tags of plans as control tokens; {abilities.name} lacks some"
         if self.attention not in abilities.attention:
             kinds = " and ".join(sorted(abilities.attention))
             return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
@@ -129,6 +146,11 @@ class Context(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """How many tokens may be emitted; the request's wish within the model's context."""
+
+    @property
+    def canvas(self) -> Seq[int | None] | None:
+        """What the request fixes of the new text, None at places to fill in; `max_new_tokens`
+        places. None: nothing is fixed."""
 
     @property
     def abilities(self) -> Abilities:
@@ -174,6 +196,39 @@ class Context(Protocol):
         token, for requests that ask for logprobs; `score` is a search's; the first `num_drafted`
         tokens were proposed by a drafter."""
 
+    def reveal(
+        self,
+        places: Seq[int],
+        tokens: Seq[int],
+        logprobs: Seq[float],
+        *,
+        alternatives: Seq[Seq[tuple[int, float]]] = (),
+        choice: int = 0,
+        score: float | None = None,
+        num_drafted: int = 0,
+    ) -> None:
+        """Make tokens final at these places of the new text (0 is its first token), in any order;
+        `emit` is this at the next open places. They are streamed once no open place lies before
+        them. A place is revealed once; a canvas's fixed places are revealed from the start. What
+        lies beyond the end of the text is dropped, whether the end is reached yet or not."""
+
+    def preview(self, places: Seq[int], tokens: Seq[int | None], choice: int = 0) -> None:
+        """Tell what stands at places and is not final: a draft, or None for a token taken back.
+        Reported (`Choice.history`) where the request asks for it, never streamed."""
+
+    def end_at(self, num_tokens: int, choice: int = 0) -> None:
+        """The text has no more than so many tokens, revealed or still to be; it then ends with
+        finish reason "stop". No token may be final behind that."""
+
+    def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
+        """Which of these tokens may stand on the canvas together, the earlier ones first: indices.
+        Each alone was drawn under all bans; two neighbours may still spell a banned sequence or
+        repeat an n-gram. The first always may."""
+
+    def chance(self, name: str, *numbers: int) -> float:
+        """A number in [0, 1) for the method's own decisions: a function of the request's seed, the
+        choice and the arguments."""
+
     def ends(self, tokens: Seq[int]) -> bool:
         """Would a choice of exactly these new tokens be finished before the length limit?"""
 
@@ -190,6 +245,8 @@ class Method:
     """Does it produce the model's own distribution (or, for a search, exactly what it states)?"""
     scores_prompt: ClassVar[bool] = False
     """Does it hand over prompt log-probabilities (`Context.report_prompt`)?"""
+    fills_canvas: ClassVar[bool] = False
+    """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
     makes_choices: ClassVar[bool] = False
     """Does one run produce all `n` choices itself? Otherwise the engine runs it once per choice."""
 
@@ -211,6 +268,9 @@ class Method:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a combination of request and options that cannot be honoured."""
+
+    def check_length(self, num_tokens: int) -> None:
+        """Raise InvalidRequest if a text of at most so many tokens does not suit the options."""
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
         """What these options lack of the engine's models (by role), in words, or None."""

@@ -17,6 +17,9 @@ Message = Mapping[str, Any]
 """A chat message: at least "role" and "content"."""
 Prompt = str | Seq[int] | Seq[Message]
 """Text, token ids, or chat messages (rendered by the model's chat template)."""
+CanvasLike = str | Seq[int | None]
+"""Token ids with None where something is to be filled in, or text in which `<|mask|>` stands for
+one such place and `<|mask:8|>` for eight."""
 FinishReason = Literal["stop", "length"]
 """stop: an end token, a stop string or a complete guide. length: max_new_tokens were made."""
 
@@ -87,6 +90,10 @@ class Request:
     method: Annotated[str, "decoding method; `anyorder methods` lists them"] = "autoregressive"
     options: Mapping[str, object] = field(default_factory=dict)
     """The method's own options."""
+    canvas: CanvasLike | None = None
+    """The new text with gaps, for methods that fill them in any order. Its fixed tokens stay as
+    they are and are part of the answer, which is as long as the canvas unless it ends behind them;
+    they count as generated for penalties, n-gram bans and `min_new_tokens`. None: all is open."""
     max_new_tokens: Annotated[
         int | None,
         Range(0),
@@ -140,6 +147,9 @@ class Request:
 
     logprobs: Annotated[int, Range(0, 100), "also report this many alternatives per token"] = 0
     prompt_logprobs: Annotated[bool, "also report log-probabilities of the prompt"] = False
+    history: Annotated[bool, "also report tokens that stood on the canvas but were not final"] = (
+        False
+    )
     prefix_cache: Annotated[bool, "share cached prefixes with other requests"] = True
     cache_salt: Annotated[str, "share cached prefixes only among requests of equal salt"] = ""
 
@@ -166,6 +176,14 @@ class Request:
                 raise InvalidRequest(
                     f"{name} must be text, token ids or chat messages, got {_brief(prompt)}."
                 )
+        canvas = self.canvas
+        if isinstance(canvas, Seq) and not isinstance(canvas, str | bytes):
+            canvas = "" if _is_list([t for t in canvas if t is not None], int) else canvas
+        if not (canvas is None or isinstance(canvas, str)):
+            raise InvalidRequest(
+                "canvas must be text with <|mask|> in it, or token ids with None where something "
+                f"is to be filled in, got {_brief(self.canvas)}."
+            )
         for name in ("bad_words", "stop"):
             texts = getattr(self, name)
             if not _is_list(texts, str) or "" in texts:
@@ -236,13 +254,25 @@ class TraceEntry:
     token: int
     text: str
     step: int
-    """The pass (1, 2, ... of this request) in which it was made final."""
+    """The pass (1, 2, ... of this request) in which it was made final; 0: the request fixed it."""
     probability: float
     """Its probability in that pass under the model's distribution."""
     alternatives: tuple[tuple[int, float], ...] = ()
     """(token, probability) of the likeliest, with `Request.logprobs`."""
     drafted: bool = False
     """Was it proposed by a drafter and accepted?"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A token that stood at a place of the new text for a while, or was taken back."""
+
+    step: int
+    """The pass after which it stood there."""
+    place: int
+    token: int | None
+    """None: the place was opened again."""
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +288,8 @@ class Choice:
     score: float | None = None
     """A search's score (beam search: summed log-probabilities over length penalty)."""
     trace: tuple[TraceEntry, ...] = ()
+    history: tuple[Preview, ...] = ()
+    """What was not final, in order, with `Request.history`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,8 @@ class Span:
     start: int
     tokens: tuple[int, ...]
     attention: Attention
+    num_kept: int
+    """Its first tokens that are still part of the sequence."""
 
 
 class Sequence:

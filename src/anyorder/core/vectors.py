@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from anyorder.core import lookup
+from anyorder.core.batch import Network
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel
@@ -60,6 +61,19 @@ class VectorModel(PatchAutoencoder, Protocol):
 
     def draw(self, hidden_MW: torch.Tensor, noise_MSZ: torch.Tensor) -> torch.Tensor:
         """Vectors [M, S, L] of the patches after some rows of `hidden_patches`."""
+
+
+class PatchNetwork(Network, Protocol):
+    """Such a model as the engine sees it: a place of the cache is a patch, which the network reads
+    as its row's conditioning (K token ids). Its rows have no logits, only draws."""
+
+    @property
+    def noise_width(self) -> int:
+        """Z"""
+
+    def next_patches(self, hidden_MW: torch.Tensor, noise_MSZ: torch.Tensor) -> torch.Tensor:
+        """Tokens [M, S, K] of the patches after some rows of `hidden`, one for each noise, which is
+        uniform in [-1/2, 1/2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
@@ -16,14 +17,16 @@ from anyorder.core.errors import (
 )
 from anyorder.core.method import Method
 from anyorder.core.options import build
-from anyorder.core.request import Prompt, Request
+from anyorder.core.request import CanvasLike, Prompt, Request
+from anyorder.engine.handle import Prepared
 from anyorder.engine.roles import Role
-from anyorder.engine.run import Prepared
 from anyorder.engine.text import EndRules
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.sampling.guide import GuideCompiler, GuideState
 
 DEFAULT_NEW_TOKENS = 256
+GAP = re.compile(r"<\|mask(?::(\d{1,9}))?\|>")
+"""Places to fill in, in a canvas given as text."""
 
 
 class Admission:
@@ -45,7 +48,12 @@ class Admission:
         if abilities.source_length:
             source, prompt = given, list(abilities.text_rules.start_tokens)
             self._check_source(source, "prompt")
-        max_new_tokens = self._limit(request, prompt, method.num_scratch_tokens)
+        ends = frozenset() if request.ignore_end else abilities.end_tokens
+        ends |= frozenset(request.stop_tokens)
+        canvas = self._canvas(request, method, ends)
+        length = request.max_new_tokens if canvas is None else len(canvas)
+        max_new_tokens = self._limit(request, length, prompt, method.num_scratch_tokens)
+        method.check_length(max_new_tokens)
         negative = None
         negative_source: list[int] = []
         if request.guidance_scale != 1.0:
@@ -70,7 +78,6 @@ class Admission:
         self._check_ids("logit_bias", list(request.logit_bias))
         if request.stop:
             self._require_tokenizer("stop strings")
-        ends = frozenset() if request.ignore_end else abilities.end_tokens
         salt = f"shared {request.cache_salt}"
         if not request.prefix_cache:
             # Its own choices and beams still share; nobody else does.
@@ -83,10 +90,67 @@ class Admission:
             source=tuple(source),
             negative_source=tuple(negative_source),
             max_new_tokens=max_new_tokens,
-            end_tokens=ends | frozenset(request.stop_tokens),
+            canvas=canvas,
+            end_tokens=ends,
             banned=(*abilities.text_rules.banned, *self._banned(request.bad_words)),
             salt=salt,
         )
+
+    def _canvas(
+        self, request: Request, method: Method, ends: frozenset[int]
+    ) -> tuple[int | None, ...] | None:
+        """What the request fixes of the new text, None at open places."""
+        if request.guide is not None and method.fills_canvas:
+            raise InvalidRequest(
+                f"{request.method} fills places in any order, and a guide needs them from left to "
+                "right; use autoregressive with a guide."
+            )
+        if request.canvas is None:
+            return None
+        if not method.fills_canvas:
+            able = [n for n in self.usable_methods() if _find(n).fills_canvas]
+            raise UnsupportedMethod(
+                f"{request.method} writes from left to right and cannot fill a canvas. Methods of "
+                f"this model that can: {', '.join(able) or 'none'}."
+            )
+        canvas = self._encode_canvas(request.canvas)
+        if None not in canvas:
+            raise InvalidRequest(
+                "the canvas has no place to fill in; mark one by None, or by <|mask|> in text."
+            )
+        wanted = request.max_new_tokens
+        if wanted not in (None, len(canvas)):
+            raise InvalidRequest(
+                f"the canvas has {len(canvas)} places and max_new_tokens is {wanted}; leave "
+                "max_new_tokens out."
+            )
+        if request.min_new_tokens > len(canvas):
+            raise InvalidRequest(
+                f"min_new_tokens is {request.min_new_tokens}, more than the {len(canvas)} places "
+                "of the canvas."
+            )
+        for place, token in enumerate(canvas[:-1]):
+            if token in ends:
+                raise InvalidRequest(
+                    f"place {place} of the canvas is end token {token}, which would cut off what "
+                    "follows it; leave it out, or set ignore_end."
+                )
+        return tuple(canvas)
+
+    def _encode_canvas(self, canvas: CanvasLike) -> list[int | None]:
+        """Ids, and None where something is to be filled in; the mask token says that too."""
+        tokens: list[int | None] = []
+        if isinstance(canvas, str):
+            tokenizer = self._require_tokenizer("a canvas given as text")
+            end = 0
+            for gap in GAP.finditer(canvas):
+                tokens += tokenizer.encode(canvas[end : gap.start()], add_special=False)
+                tokens += [None] * int(gap[1] or 1)
+                end = gap.end()
+            return [*tokens, *tokenizer.encode(canvas[end:], add_special=False)]
+        self._check_ids("canvas", [token for token in canvas if token is not None])
+        mask_token = self._target.abilities.mask_token
+        return [None if token == mask_token else token for token in canvas]
 
     def guide(self, request: Request) -> GuideState | None:
         """A fresh state of the request's guide; compiled once, remembered for the next request."""
@@ -129,7 +193,7 @@ class Admission:
 
     def _method(self, request: Request) -> Method:
         name = request.method
-        cls: type[Method] = lookup.find("methods", name, kind="method")
+        cls = _find(name)
         abilities, roles = self._target.abilities, tuple(self._roles)
         if cls.needs.missing(abilities, roles) is not None:
             cls.require(name, abilities, roles, self.usable_methods())
@@ -172,18 +236,16 @@ class Admission:
         return [
             name
             for name in lookup.names("methods")
-            if lookup.find("methods", name, kind="method").needs.missing(
-                self._target.abilities, tuple(self._roles)
-            )
-            is None
+            if _find(name).needs.missing(self._target.abilities, tuple(self._roles)) is None
         ]
 
-    def _limit(self, request: Request, prompt: list[int], num_scratch: int) -> int:
+    def _limit(
+        self, request: Request, wanted: int | None, prompt: list[int], num_scratch: int
+    ) -> int:
         """How many tokens may be made, within context and pool."""
         abilities = self._target.abilities
         context, pool = abilities.context_length, self._target.num_cache_tokens
         room = context - len(prompt)
-        wanted = request.max_new_tokens
         if room < (1 if wanted is None else min(wanted, 1)):
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens; {abilities.name}'s context of {context} "
@@ -226,3 +288,8 @@ class Admission:
                 "one; give token ids."
             )
         return self._tokenizer
+
+
+def _find(name: str) -> type[Method]:
+    found: type[Method] = lookup.find("methods", name, kind="method")
+    return found

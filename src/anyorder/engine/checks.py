@@ -20,11 +20,15 @@ from anyorder.sampling.verify import CannotAnswer, verify
 
 def sampler_row(job: Job, row: int) -> Row:
     """Everything the sampler must know of one row of a request."""
-    request, run = job.request, job.run
+    request, run, canvas = job.request, job.run, job.request.canvas
     outputs = request.outputs
     position = request.start + job.depths[row] + 1
-    history: Seq[int] = ()
-    if outputs.token or outputs.best or outputs.accepted or outputs.distribution or outputs.draws:
+    place = 0
+    history: Seq[int] = () if canvas is None else job.canvas_history
+    if canvas is not None:
+        place = canvas.places[job.row_order[row]]
+        position = len(run.prompt) + place
+    elif outputs.token or outputs.best or outputs.accepted or outputs.distribution or outputs.draws:
         history = _history(job, row)
     return Row(
         request=request.sampling or run.request,
@@ -37,6 +41,9 @@ def sampler_row(job: Job, row: int) -> Row:
         forced=run.forced(position - len(run.prompt)),
         guide=run.guide,
         given=None if outputs.given is None else outputs.given[job.row_order[row]],
+        canvas=None if canvas is None else canvas.text,
+        place=place,
+        cuts_off=canvas is not None and run.prepared.is_fixed_behind(place),
     )
 
 

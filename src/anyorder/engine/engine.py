@@ -22,9 +22,10 @@ from anyorder.core.method import Abilities
 from anyorder.core.request import Completion, Event, Prompt, Request, Score
 from anyorder.engine.admission import Admission
 from anyorder.engine.costs import PassCosts
+from anyorder.engine.handle import Handle, Prepared
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role, open_role
-from anyorder.engine.run import Handle, Prepared, Run
+from anyorder.engine.run import Run
 from anyorder.engine.runner import Question, answer, run_pass, settle
 from anyorder.engine.scheduler import Piece, Scheduler
 from anyorder.sampling.guide import GuideState

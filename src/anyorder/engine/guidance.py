@@ -39,5 +39,6 @@ def unconditional(
         attention=request.attention,
         rows=[row + shift for row in request.output_rows if request.start + row >= num_prompt - 1],
         outputs=NOTHING,
+        canvas=request.canvas,
         layers=request.layers,
     )

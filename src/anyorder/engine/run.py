@@ -1,13 +1,13 @@
-"""A request on its way through the engine: handle, runs, jobs.
+"""A request while it runs.
 
-One `Handle` per request, one `Run` (one generator) per choice (or one for all choices, for methods
-that make them all), one `Job` per forward request that waits for its pass.
+One `Run` (one generator) per choice (or one for all choices, for methods that make them all), one
+`Job` per forward request that waits for its pass.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+import zlib
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -25,113 +25,19 @@ from anyorder.core.forward import (
     ForwardResult,
     Verdict,
 )
-from anyorder.core.method import Abilities, Method
-from anyorder.core.request import Completion, Event, Report, Request
+from anyorder.core.method import Abilities
+from anyorder.core.request import Event, Request
 from anyorder.core.sequence import Sequence
 from anyorder.engine.costs import PassCosts
 from anyorder.engine.guidance import unconditional
+from anyorder.engine.handle import Handle
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role
-from anyorder.engine.text import ChoiceBuilder, EndRules
+from anyorder.engine.text import ChoiceBuilder, EndRules, Final
+from anyorder.sampling.draws import uniform
 from anyorder.sampling.guide import GuideState
 from anyorder.sampling.sampler import RowResult
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
-    """A validated request with everything looked up that running it needs."""
-
-    request: Request
-    method: Method
-    prompt: list[int]
-    """What the decoder's text begins with; behind an encoder, its start tokens."""
-    negative_prompt: list[int] | None
-    source: tuple[int, ...]
-    """What the user gave, where an encoder reads it; empty without one."""
-    negative_source: tuple[int, ...]
-    max_new_tokens: int
-    end_tokens: frozenset[int]
-    banned: tuple[tuple[int, ...], ...]
-    salt: str
-
-    @property
-    def given(self) -> list[int]:
-        """The user's prompt."""
-        return list(self.source) or self.prompt
-
-    @property
-    def num_runs(self) -> int:
-        """Generators it takes: one for all choices, or one each."""
-        return 1 if self.method.makes_choices else self.request.n
-
-
-class Handle:
-    """One submitted request: its events as they come, its completion at the end."""
-
-    def __init__(self, prepared: Prepared, rules: Seq[EndRules]) -> None:
-        self.prepared = prepared
-        self.events: deque[Event] = deque()
-        self.completion: Completion | None = None
-        self.error: Exception | None = None
-        self.num_passes = 0
-        self.num_cached_tokens = 0
-        self.num_preemptions = 0
-        self.passes_by_role: Counter[str] = Counter()
-        self.num_checks = 0
-        self.num_checked = 0
-        """Tokens that draft checks let stay or added."""
-        self.notes: list[str] = []
-        self.private: dict[str, Any] = {}
-        """`Context.shared` for a request that shares nothing."""
-        self.prompt_logprobs: list[float] | None = None
-        self.choices = [ChoiceBuilder(rules[i % len(rules)]) for i in range(prepared.request.n)]
-        self.submitted_at = time.perf_counter()
-        self.admitted_at: float | None = None
-        self.answered_at: float | None = None
-
-    @property
-    def done(self) -> bool:
-        """Is there a completion or an error?"""
-        return self.completion is not None or self.error is not None
-
-    def result(self) -> Completion:
-        """The completion; raises what made the request fail."""
-        if self.error is not None:
-            raise self.error
-        assert self.completion is not None, "the request is still running"
-        return self.completion
-
-    def finish(self) -> None:
-        """All runs have ended: build the completion."""
-        ended = time.perf_counter()
-        admitted = ended if self.admitted_at is None else self.admitted_at
-        answered = ended if self.answered_at is None else self.answered_at
-        prepared = self.prepared
-        num_new = sum(len(choice.tokens) for choice in self.choices)
-        self.completion = Completion(
-            choices=tuple(c.build() for c in self.choices if c.finish_reason is not None),
-            method=prepared.request.method,
-            report=Report(
-                num_prompt_tokens=len(prepared.given),
-                num_new_tokens=num_new,
-                num_forward_passes=self.num_passes,
-                tokens_per_pass=num_new / max(self.num_passes, 1),
-                num_cached_tokens=self.num_cached_tokens,
-                queue_seconds=admitted - self.submitted_at,
-                prefill_seconds=answered - admitted,
-                decode_seconds=ended - answered,
-                num_preemptions=self.num_preemptions,
-                mean_accepted_length=self.num_checked / self.num_checks
-                if self.num_checks
-                else None,
-                passes_by_role=dict(self.passes_by_role),
-                exact=prepared.method.keeps_distribution,
-                notes=tuple(self.notes),
-            ),
-            prompt_tokens=prepared.given,
-            prompt_logprobs=self.prompt_logprobs,
-        )
-        self.events.append(Event(completion=self.completion))
+from anyorder.sampling.windows import compatible
 
 
 @dataclass(eq=False, kw_only=True)
@@ -167,6 +73,13 @@ class Job:
     def sequence(self) -> Sequence:
         """Where it runs."""
         return self.request.sequence
+
+    @cached_property
+    def canvas_history(self) -> list[int]:
+        """The prompt and all that stands on the canvas."""
+        assert self.request.canvas is not None
+        text = self.request.canvas.text
+        return [*self.run.prompt, *(token for token in text if token is not None)]
 
     @cached_property
     def row_order(self) -> dict[int, int]:
@@ -217,9 +130,11 @@ class Job:
             top=[a.top for a in answers] if wants.top else [],
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],
+            chances=[a.chance for a in answers if a.chance is not None],
             verdict=self.verdict,
             draws=[a.draws for a in answers] if wants.draws else [],
             distributions=[a.distribution for a in answers] if wants.distribution else [],
+            patches=[a.patch for a in answers if a.patch is not None],
             heads=list(self.heads.values()),
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
@@ -276,6 +191,10 @@ class Run:
     @property
     def max_new_tokens(self) -> int:
         return self.prepared.max_new_tokens
+
+    @property
+    def canvas(self) -> Seq[int | None] | None:
+        return self.prepared.canvas
 
     @property
     def abilities(self) -> Abilities:
@@ -346,26 +265,78 @@ class Run:
         score: float | None = None,
         num_drafted: int = 0,
     ) -> None:
-        assert len(tokens) == len(logprobs), f"{len(tokens)} tokens, {len(logprobs)} logprobs"
+        self.reveal(
+            self._choices[choice].next_places(len(tokens)),
+            tokens,
+            logprobs,
+            alternatives=alternatives,
+            choice=choice,
+            score=score,
+            num_drafted=num_drafted,
+        )
+
+    def reveal(
+        self,
+        places: Seq[int],
+        tokens: Seq[int],
+        logprobs: Seq[float],
+        *,
+        alternatives: Seq[Seq[tuple[int, float]]] = (),
+        choice: int = 0,
+        score: float | None = None,
+        num_drafted: int = 0,
+    ) -> None:
         builder = self._choices[choice]
         builder.score = score
-        text, made = "", 0
-        for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
-            if builder.finish_reason is not None:
-                break
+        step = self.handle.num_passes
+        for index, (place, token, logprob) in enumerate(zip(places, tokens, logprobs, strict=True)):
             others = alternatives[index] if alternatives else ()
             drafted = index < num_drafted
-            text += builder.push(token, logprob, self.handle.num_passes, others, drafted=drafted)
-            made += 1
-        if made:
+            final = Final(
+                token=token, logprob=logprob, step=step, alternatives=others, drafted=drafted
+            )
+            builder.reveal(place, final)
+        self._stream(choice)
+
+    def _stream(self, choice: int) -> None:
+        """Tell the user what no open place lies before any more."""
+        builder = self._choices[choice]
+        if builder.finish_reason is not None:
+            return
+        text, tokens = builder.release()
+        if tokens or builder.finish_reason is not None:
             self.handle.events.append(
                 Event(
                     text=text,
-                    tokens=tuple(tokens[:made]),
+                    tokens=tuple(tokens),
                     choice=choice if self.prepared.method.makes_choices else self.choice,
                     finish_reason=builder.finish_reason,
                 )
             )
+
+    def preview(self, places: Seq[int], tokens: Seq[int | None], choice: int = 0) -> None:
+        builder = self._choices[choice]
+        if self.request.history and builder.finish_reason is None:
+            for place, token in zip(places, tokens, strict=True):
+                builder.preview(self.handle.num_passes, place, token)
+
+    def end_at(self, num_tokens: int, choice: int = 0) -> None:
+        self._choices[choice].end_at(num_tokens)
+        self._stream(choice)
+
+    def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
+        ends = self.prepared.end_tokens
+        return compatible(
+            self.prompt,
+            canvas,
+            places,
+            tokens,
+            banned=[ids for ids in self.prepared.banned if len(ids) > 1 or ids[0] not in ends],
+            no_repeat_ngram=self.request.no_repeat_ngram,
+        )
+
+    def chance(self, name: str, *numbers: int) -> float:
+        return uniform(self.request.seed, self.choice, zlib.crc32(name.encode()), *numbers)
 
     def ends(self, tokens: Seq[int]) -> bool:
         return self._rules.ends(tokens)
@@ -376,6 +347,8 @@ class Run:
     # ------------------------------------------------------------------------------ as the engine's
     def start(self) -> None:
         """Create the generator and run it to its first requests."""
+        for choice in range(len(self._choices)):
+            self._stream(choice)
         self.generator = self.prepared.method.decode(self)
         self._gather(next(self.generator, None))
 

@@ -13,6 +13,7 @@ from anyorder.cache.pool import Pool
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
 from anyorder.engine.checks import check_draft, contrasted, sampler_row
+from anyorder.engine.patches import draw_patches
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
@@ -69,9 +70,16 @@ def answer(role: Role, questions: Seq[Question]) -> None:
 
     Rows of contrasted jobs and of draft checks only leave their logits; `settle` answers them.
     """
+    drawn = [question for question in questions if question.job.request.outputs.patch is not None]
+    draw_patches(role, drawn)
+    if drawn:
+        questions = [q for q in questions if q.job.request.outputs.patch is None]
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
         logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
+        on_canvas = [i for i, q in enumerate(part) if q.job.request.canvas is not None]
+        if on_canvas and role.abilities.mask_token is not None:
+            logits_MV[on_canvas, role.abilities.mask_token] = -torch.inf
         now: list[int] = []
         for index, question in enumerate(part):
             job, row = question.job, question.row
@@ -105,6 +113,8 @@ def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
             for row in [row for row in job.held if row in job.twin.held]:
                 conditional_1V = job.held.pop(row)
                 processed_1V = contrasted(job, conditional_1V, job.twin.held.pop(row))
+                # What both find impossible is: the mask token on a canvas.
+                processed_1V[conditional_1V == -torch.inf] = -torch.inf
                 (job.rows[row],) = sample(conditional_1V, [sampler_row(job, row)], processed_1V)
         if outputs.accepted is not None and _all_held(job):
             job.verdict = check_draft(job)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from anyorder.core.request import Choice, FinishReason, TraceEntry
+from anyorder.core.request import Choice, FinishReason, Preview, TraceEntry
 
 
 class TextStream(Protocol):
@@ -65,11 +65,33 @@ class EndRules:
         return any(stop in text for stop in self.stop)
 
 
-class ChoiceBuilder:
-    """Collects one choice's final tokens and turns them into text that is never taken back."""
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Final:
+    """A token that was made final."""
 
-    def __init__(self, rules: EndRules) -> None:
+    token: int
+    logprob: float
+    step: int
+    """In which pass."""
+    alternatives: Seq[tuple[int, float]] = ()
+    drafted: bool = False
+
+
+class ChoiceBuilder:
+    """Collects one choice's final tokens and turns them into text that is never taken back.
+
+    Tokens may become final in any order; they turn into text once none before them is missing.
+    """
+
+    def __init__(self, rules: EndRules, canvas: Seq[int | None] = ()) -> None:
         self._rules = rules
+        self._length = rules.max_new_tokens
+        self._waiting = {
+            place: Final(token=token, logprob=0.0, step=0)
+            for place, token in enumerate(canvas)
+            if token is not None
+        }
+        """Final tokens behind an open place, by place."""
         self._stream = (
             rules.tokenizer.stream(continued=rules.continued)
             if rules.tokenizer is not None
@@ -81,31 +103,68 @@ class ChoiceBuilder:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.trace: list[TraceEntry] = []
+        self.history: list[Preview] = []
         self.score: float | None = None
         self.finish_reason: FinishReason | None = "length" if rules.max_new_tokens == 0 else None
 
-    def push(
-        self,
-        token: int,
-        logprob: float,
-        step: int,
-        alternatives: Seq[tuple[int, float]],
-        *,
-        drafted: bool = False,
-    ) -> str:
-        """Add one token; returns the text that became final with it."""
-        assert self.finish_reason is None, "the choice is finished"
-        rules = self._rules
+    def next_places(self, count: int) -> list[int]:
+        """The first open places, in order."""
+        places, place = list[int](), len(self.tokens)
+        while len(places) < count:
+            if place not in self._waiting:
+                places.append(place)
+            place += 1
+        return places
+
+    def reveal(self, place: int, final: Final) -> None:
+        """Make one place final. Beyond the end of the text, nothing happens."""
+        if self.finish_reason is not None or place >= self._length:
+            return
+        assert place >= len(self.tokens) and place not in self._waiting, (
+            f"place {place} was revealed before"
+        )
+        self._waiting[place] = final
+
+    def end_at(self, num_tokens: int) -> None:
+        """Let the text have no more than so many tokens."""
+        if self.finish_reason is not None or num_tokens >= self._length:
+            return
+        assert num_tokens >= len(self.tokens) and max(self._waiting, default=0) <= num_tokens, (
+            "tokens are final behind what is to be the text's end"
+        )
+        self._length = num_tokens
+
+    def release(self) -> tuple[str, list[int]]:
+        """Text and tokens that became final: all up to the first open place."""
+        text, first = "", len(self.tokens)
+        while self.finish_reason is None and len(self.tokens) in self._waiting:
+            text += self._push(self._waiting.pop(len(self.tokens)))
+        if self.finish_reason is None and len(self.tokens) == self._length:
+            full = self._length == self._rules.max_new_tokens
+            text += self._finish("length" if full else "stop")
+        return text, self.tokens[first:]
+
+    def preview(self, step: int, place: int, token: int | None) -> None:
+        """Remember what is not final."""
+        tokenizer = self._rules.tokenizer
+        shown = tokenizer is not None and token is not None
+        text = tokenizer.token_text(token) if shown else ""  # type: ignore[union-attr, arg-type]
+        self.history.append(Preview(step=step, place=place, token=token, text=text))
+
+    def _push(self, final: Final) -> str:
+        """Add the next token; returns the text that became final with it."""
+        rules, token = self._rules, final.token
+        others = final.alternatives
         self.tokens.append(token)
-        self.logprobs.append(logprob)
+        self.logprobs.append(final.logprob)
         self.trace.append(
             TraceEntry(
                 token=token,
                 text=rules.tokenizer.token_text(token) if rules.tokenizer is not None else "",
-                step=step,
-                probability=math.exp(logprob),
-                alternatives=tuple((other, math.exp(value)) for other, value in alternatives),
-                drafted=drafted,
+                step=final.step,
+                probability=math.exp(final.logprob),
+                alternatives=tuple((other, math.exp(value)) for other, value in others),
+                drafted=final.drafted,
             )
         )
         if token in rules.end_tokens:
@@ -115,8 +174,6 @@ class ChoiceBuilder:
             return fresh
         if rules.guide is not None and rules.guide.complete(self.tokens):
             return fresh + self._finish("stop")
-        if len(self.tokens) == rules.max_new_tokens:
-            return fresh + self._finish("length")
         return fresh
 
     def build(self) -> Choice:
@@ -129,6 +186,7 @@ class ChoiceBuilder:
             finish_reason=self.finish_reason,
             score=self.score,
             trace=tuple(self.trace),
+            history=tuple(self.history),
         )
 
     def _release(self, fresh: str) -> str:

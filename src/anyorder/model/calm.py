@@ -5,6 +5,9 @@ LLaMA-style stack follows. From its hidden state and uniform noise, an MLP head 
 the next patch in one go, and the autoencoder makes tokens of that. There are no probabilities to be
 had, only draws. The first patch of a text cannot be drawn, as nothing stands before it.
 
+For the engine (`core.vectors.PatchNetwork`) a place of the cache is a patch; its tokens come as the
+row's conditioning, and the token of the row itself is not read.
+
 A folder holds the autoencoder too. Its config.json is LLaMA's with `model_type` anyorder_calm and
 patch_size, latent_size, noise_size, num_mlp_layers, and the autoencoder's own fields under
 `autoencoder`. Heads by diffusion or flow matching, the paper's alternatives, are not here.
@@ -25,6 +28,7 @@ from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
+from anyorder.core.method import Abilities
 from anyorder.model.architectures.llama import Llama
 from anyorder.model.calm_autoencoder import CalmAutoencoder, read_sizes, start
 from anyorder.model.config import ModelConfig
@@ -33,6 +37,7 @@ from anyorder.model.layers import RmsNorm
 from anyorder.model.plain_folder import fill_plain
 from anyorder.model.rotary import rotation
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
+from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Layer, make_embedding
 
 MODEL_TYPE = "anyorder_calm"
@@ -124,6 +129,25 @@ class Calm(nn.Module):
         """(key/value heads, head width) of every layer; a place of the cache is a patch's."""
         return [(self.config.num_kv_heads, self.config.head_width)] * len(self.layers)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, activations and cache live."""
+        return self.embedding.weight.device
+
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
+        """`hidden_patches` of the patches that the rows are conditioned on."""
+        patches = [tokens_MK for _, tokens_MK in sorted(batch.conditioning, key=lambda c: c[0])]
+        return self.hidden_patches(torch.cat(patches).to(self.device), batch, pool)
+
+    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """See Network: there are none."""
+        raise AssertionError("this network has no prediction heads")
+
     def hidden_patches(
         self, tokens_NK: torch.Tensor, batch: PackedBatch, pool: KeyValuePool | None = None
     ) -> torch.Tensor:
@@ -143,6 +167,11 @@ class Calm(nn.Module):
         """Vectors [M, S, L] of the patches after some rows of `hidden_patches`; the noise is
         uniform in [-1/2, 1/2]."""
         return self.head(hidden_MW, noise_MSZ)  # type: ignore[no-any-return]
+
+    def next_patches(self, hidden_MW: torch.Tensor, noise_MSZ: torch.Tensor) -> torch.Tensor:
+        """The likeliest tokens [M, S, K] of what `draw` makes of some noise."""
+        vectors_MSL = self.draw(hidden_MW, noise_MSZ)
+        return self.tokens(vectors_MSL.flatten(0, 1)).view(*vectors_MSL.shape[:2], -1)
 
     def posterior(
         self, tokens_MK: torch.Tensor, kept_MK: torch.Tensor | None = None
@@ -197,6 +226,20 @@ def load_calm(
     source = SafetensorsFolder(folder)
     fill_plain(network, source, owner="a CALM model", dtype=dtype, device=device)
     return network.eval()
+
+
+def calm_abilities(name: str, network: Calm, tokenizer: Tokenizer | None) -> Abilities:
+    """What a model can do, with its tokenizer."""
+    ends = tokenizer.end_tokens if tokenizer is not None else frozenset()
+    return Abilities(
+        name=name,
+        vocabulary_size=network.config.vocabulary_size,
+        context_length=network.config.context_length,
+        end_tokens=ends | network.config.end_tokens | {network.fill_token},
+        kind="calm",
+        patch_size=network.patch_size,
+        fill_token=network.fill_token,
+    )
 
 
 def _empty(fields: Fields, autoencoder: CalmAutoencoder) -> Calm:

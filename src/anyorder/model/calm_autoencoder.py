@@ -29,6 +29,8 @@ from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
 from anyorder.model.transformer import make_embedding
 
 MODEL_TYPE = "anyorder_calm_autoencoder"
+_ROWS_AT_A_TIME = 256
+"""Of logits; bounds the memory for many draws of a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,10 @@ class CalmAutoencoder(nn.Module):
 
     def tokens(self, vectors_ML: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens [M, K] of some vectors."""
-        best = self.logits(self.reconstruct(vectors_ML)).argmax(-1)
-        return best.view(len(vectors_ML), self.patch_size)
+        hidden_NW = self.reconstruct(vectors_ML)
+        parts = torch.split(hidden_NW, _ROWS_AT_A_TIME)
+        best = [self.logits(part_MW).argmax(-1) for part_MW in parts]
+        return torch.cat(best).view(len(vectors_ML), self.patch_size)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from anyorder.core.batch import Network
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
-from anyorder.model import catalog
+from anyorder.model import calm, catalog
 from anyorder.model.backends.quantized import Bits
 from anyorder.model.checkpoint import open_folder, open_gguf
 from anyorder.model.config import ModelConfig
@@ -21,6 +21,7 @@ from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
 from anyorder.model.recorded import recorded
+from anyorder.model.safetensors_folder import read_json
 from anyorder.model.settings import settings
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
@@ -77,8 +78,17 @@ def load(
         config, tensors = open_gguf(file)
         tokenizer = Tokenizer.from_gguf(file.metadata)
     else:
-        config, tensors = open_folder(found.path)
         tokenizer = Tokenizer.from_folder(found.path)
+        if read_json(found.path / "config.json").get("model_type") == calm.MODEL_TYPE:
+            if bits is not None:
+                raise UserError(
+                    f"{found.name} is a CALM model, whose weights cannot be quantised; leave "
+                    "quantize out."
+                )
+            drawing = calm.load_calm(found.path, dtype=dtype, device=device)
+            abilities = calm.calm_abilities(found.name, drawing, tokenizer)
+            return LoadedModel(network=drawing, abilities=abilities, tokenizer=tokenizer)
+        config, tensors = open_folder(found.path)
     network = load_network(
         config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
     )

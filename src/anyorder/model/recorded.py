@@ -25,6 +25,7 @@ def record(fields: Mapping[str, Any], abilities: Abilities) -> dict[str, Any]:
         "attention": sorted(abilities.attention),
         "mask_token": abilities.mask_token,
         "block_size": abilities.block_size,
+        "token_shift": abilities.token_shift,
     }
     return {**fields, _KEY: trained}
 
@@ -55,4 +56,5 @@ def recorded(folder: Path, abilities: Abilities) -> Abilities:
         attention=frozenset(kinds),
         mask_token=mask_token,
         block_size=fields.integer("block_size", 0),
+        token_shift=fields.flag("token_shift", False),
     )

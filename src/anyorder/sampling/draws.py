@@ -32,6 +32,17 @@ def uniform(seed: int, *key: int) -> float:
     return (word >> 11) * 2.0**-53
 
 
+def uniforms(num: int, seed: int, *key: int) -> NDArray[np.float64]:
+    """Many such numbers for one seed and key, independent of each other and of `uniform`'s.
+
+    Philox with the hash as its key: numpy keeps what its bit generators give.
+    """
+    packed = struct.pack(f"<{len(key) + 1}q", seed, *key)
+    hashed = int.from_bytes(blake2b(packed, digest_size=16, person=b"many").digest(), "little")
+    words = np.random.Philox(key=hashed).random_raw(num)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def draw(weights_V: NDArray[Any], uniform: float) -> int:
     """The index at which the running sum of `weights_V`, divided by the sum, passes `uniform`.
 

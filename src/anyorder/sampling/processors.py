@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from anyorder.core.errors import GuideError
+from anyorder.sampling.windows import completes_at, repeats_at
 
 if TYPE_CHECKING:
     from anyorder.sampling.row import Row
@@ -173,6 +174,8 @@ class NoRepeatNgram(_Bans):
     def banned(cls, row: Row) -> Iterable[int]:
         """Ids that followed earlier occurrences of the last n - 1 ids; all seen ids for n = 1."""
         size = row.request.no_repeat_ngram
+        if size > 1 and row.canvas is not None:
+            return repeats_at(row.history[: row.num_prompt], row.canvas, row.place, size)
         if not size or len(row.history) < size:
             return ()
         history = list(row.history)
@@ -194,7 +197,12 @@ class BadWords(_Bans):
 
     @classmethod
     def banned(cls, row: Row) -> Iterable[int]:
-        """Last ids of the sequences that could be completed here."""
+        """Last ids of the sequences that could be completed here; on a canvas, any of them."""
+        if row.canvas is not None:
+            banned = [ids for ids in row.banned if len(ids) > 1 or ids[0] not in row.end_tokens]
+            prompt = row.history[: row.num_prompt]
+            yield from completes_at(prompt, row.canvas, row.place, banned)
+            return
         for *prefix, last in row.banned:
             if prefix:
                 start = len(row.history) - len(prefix)
@@ -210,7 +218,7 @@ class MinNewTokens(_Bans):
     @classmethod
     def banned(cls, row: Row) -> Iterable[int]:
         """The end tokens, or none."""
-        return row.end_tokens if row.num_generated < row.request.min_new_tokens else ()
+        return row.end_tokens if row.bans_ends else ()
 
 
 class GuideMask:
@@ -301,7 +309,7 @@ def edits(row: Row) -> bool:
         or request.repetition_penalty != 1.0
         or request.presence_penalty
         or request.frequency_penalty
-        or request.min_new_tokens > row.num_generated
+        or (row.bans_ends and row.end_tokens)
     )
 
 

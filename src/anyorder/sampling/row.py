@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from anyorder.core.forward import Outputs
+    from anyorder.core.forward import Outputs, Patch
     from anyorder.core.request import Request
     from anyorder.sampling.guide import GuideState
 
@@ -24,7 +24,8 @@ class Row:
     outputs: Outputs
     """What to report. `Outputs.given` is ignored: this row's id is `given` below."""
     history: Seq[int]
-    """Ids before the token to be drawn, prompt included. Read only where a control needs it."""
+    """Ids before the token to be drawn, prompt included; on a canvas all that stand on it. Read
+    only where a control needs it."""
     num_prompt: int
     """`history[:num_prompt]` is the prompt; the rest was generated."""
     draw: tuple[int, ...]
@@ -38,11 +39,24 @@ class Row:
     guide: GuideState | None = None
     given: int | None = None
     """Id whose log-probability is wanted."""
+    canvas: Seq[int | None] | None = None
+    """The new text with None at open places, where places are filled in any order."""
+    place: int = 0
+    """Which place of it this row is."""
+    cuts_off: bool = False
+    """Would an end token here cut off what must stay?"""
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
+        """Tokens before this one in the new text."""
+        if self.canvas is not None:
+            return self.place
         return len(self.history) - self.num_prompt
+
+    @property
+    def bans_ends(self) -> bool:
+        """May the text not end here yet?"""
+        return self.cuts_off or self.num_generated < self.request.min_new_tokens
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -58,8 +72,11 @@ class RowResult:
     best: list[tuple[int, float]] = field(default_factory=list)
     """(id, score), highest first; banned ids are left out."""
     given: float | None = None
+    chance: float | None = None
+    """Of the given id in the processed distribution."""
     draws: list[int] = field(default_factory=list)
     distribution: NDArray[np.float64] | None = None
     """Probabilities of the whole vocabulary, processed."""
+    patch: Patch | None = None
     error: str | None = None
     """Why this row has no answer, in one line; the other fields are then meaningless."""

@@ -76,7 +76,7 @@ def _sample(
     if any(row.outputs.best for row in rows):
         errors |= _search(source_RV, processed is None, rows, results)
     for index, row in enumerate(rows):
-        if row.outputs.distribution or row.outputs.draws:
+        if row.outputs.distribution or row.outputs.draws or row.outputs.chance:
             errors |= _distribute(source_RV[index : index + 1], index, row, results[index])
     for index, result in enumerate(results):
         if index in errors:
@@ -108,8 +108,9 @@ def _search(
 
 
 def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult) -> dict[int, str]:
-    """Fill in `RowResult.distribution` and `draws`; returns errors by row. In main memory, since
-    checks decide there, one place after the other."""
+    """Fill in what takes the processed distribution as a whole: `RowResult.distribution`, `draws`
+    and `chance`; returns errors by row. In main memory, since checks decide there, one place after
+    the other."""
     scores_1V = source_1V.to("cpu", copy=True)
     errors = edit(scores_1V, [row]) if edits(row) else {}
     scores_V = scores_1V[0].numpy()
@@ -125,6 +126,8 @@ def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult
         draw(probabilities_V, uniform(row.request.seed, *row.draw, order + 1))
         for order in range(row.outputs.draws)
     ]
+    if row.outputs.chance:
+        result.chance = float(probabilities_V[row.given])
     result.distribution = probabilities_V if row.outputs.distribution else None
     return {}
 

@@ -1,0 +1,143 @@
+"""Block diffusion: blocks from left to right, each filled in any order after clean ones.
+
+BD3-LM (arXiv 2503.09573), SDAR (arXiv 2510.06303), Fast-dLLM v2 (arXiv 2509.26328), LLaDA2.0 and
+2.1 (arXiv 2512.15745, 2602.08676). A token sees its own block from both sides and what is before
+it. Blocks are counted from the start of the prompt, whose last, partial block is filled up together
+with the first new tokens.
+
+Keys and values of clean blocks are cached, which changes nothing: they depend on nothing behind
+them. While a block is filled, only its own tokens run. It is stored by one pass over its clean
+tokens, and that pass tells the next block's places as well. Fixed tokens of a canvas are seen from
+within their own block and from behind. Blocks of one token, with a token shift, are autoregressive
+decoding.
+
+Networks with a token shift tell a block's first place by the block before it, which no longer
+changes: what was told in the block's first pass holds for all of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from anyorder.core.forward import Blocks, CanvasRows, Decoding, Outputs, forward
+from anyorder.core.method import Abilities, Context, Method, Needs
+from anyorder.core.options import Part, Range
+from anyorder.core.sequence import Sequence
+from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
+from anyorder.sampling.revision import Revision
+from anyorder.sampling.revision.keep import Keep
+from anyorder.sampling.unmasking import Candidate, Commit, Schedule
+from anyorder.sampling.unmasking.threshold import Threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDiffusion(Method):
+    """Fill blocks from left to right, each in any order, with the blocks before it cached."""
+
+    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
+    fills_canvas: ClassVar[bool] = True
+
+    block_size: Annotated[
+        int | None, Range(1), "tokens of a block; none: what the network was trained with"
+    ] = None
+    steps: Annotated[
+        int | None, Range(1), "denoising steps of a block; none: a place a step at least"
+    ] = None
+    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
+        "linear"
+    )
+    commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
+        field(default_factory=Threshold)
+    )
+    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
+        field(default_factory=Keep)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_plan(self._plan)
+
+    @property
+    def _plan(self) -> Plan:
+        return Plan(
+            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
+        )
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """One place a step, chosen blindly: the chain rule in that order."""
+        return self._plan.is_exact
+
+    def missing(self, models: Mapping[str, Abilities]) -> str | None:
+        """A block size, of the network or given."""
+        target = models["target"]
+        if self.block_size is None and not target.block_size:
+            return f"block_size; {target.name} was not trained on blocks"
+        return None
+
+    def decode(self, context: Context) -> Decoding:
+        own, size = context.abilities.block_size, self.block_size or context.abilities.block_size
+        if size != own:
+            trained = f"on blocks of {own} tokens" if own else "without blocks"
+            context.note(
+                f"{context.abilities.name} was trained {trained}, not on blocks of {size}."
+            )
+        text = list(context.canvas or [None] * context.max_new_tokens)
+        num_prompt = len(context.prompt)
+        with context.sequence() as sequence:
+            blocks = _Blocks(context, sequence, text, size)
+            for start in range(num_prompt - num_prompt % size, num_prompt + len(text), size):
+                first = max(0, start - num_prompt)
+                places = range(first, min(start + size - num_prompt, len(text)))
+                yield from Denoising(context, text, places, self._plan).run(blocks.ask)
+                if context.finished:
+                    break
+
+
+class _Blocks:
+    """Passes over the block that is being filled, and over those not stored yet."""
+
+    def __init__(
+        self, context: Context, sequence: Sequence, text: list[int | None], size: int
+    ) -> None:
+        self._context = context
+        self._sequence = sequence
+        self._text = text
+        self._size = size
+        self._stored = 0
+        """Clean tokens in the cache: whole blocks."""
+        self._first: Candidate | None = None
+        """What the block before told of this block's first place, with a token shift."""
+
+    def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
+        """See sampling.denoising.Ask."""
+        abilities, prompt = self._context.abilities, self._context.prompt
+        assert abilities.mask_token is not None, "refused without one"
+        shift = int(abilities.token_shift)
+        start = (len(prompt) + places[0]) // self._size * self._size
+        end = min(start + self._size, abilities.context_length)
+        line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
+        line += [abilities.mask_token] * (end - len(line))
+        begin = self._stored
+        told = [place for place in places if len(prompt) + place - shift >= begin]
+        result = yield from forward(
+            self._sequence,
+            line[begin:end],
+            begin,
+            attention=Blocks(size=self._size),
+            rows=[len(prompt) + place - shift - begin for place in told],
+            outputs=outputs,
+            stream=stream,
+            canvas=CanvasRows(text=tuple(self._text), places=told),
+        )
+        found = candidates(told, result)
+        if begin < start:
+            # The blocks before are clean, and stored now.
+            self._stored = start
+            self._first = next((c for c in found if len(prompt) + c.place == start), None)
+        if len(told) < len(places):
+            assert self._first is not None, "told in the block's first pass"
+            found = [self._first, *found]
+        return found

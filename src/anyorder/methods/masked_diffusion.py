@@ -1,0 +1,108 @@
+"""Masked diffusion: a canvas of masks after the prompt, filled in any order.
+
+Every pass sees prompt and canvas from both sides and tells all masked places at once; the commit
+policy says which become final. LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487), MDLM (arXiv
+2406.07524), ReMDM (arXiv 2503.00307). The canvas is as long as `max_new_tokens`, or it is the
+request's own, whose fixed tokens are filled around. What lies behind an end token is not filled.
+
+Samples of the model's own distribution are drawn at temperature 1 by `commit=random` one place a
+step (first-hitting), or by `commit=ancestral` as `steps` grow. Other policies and several places a
+step are faster or better liked, and not exact. Nothing is cached: every token sees every other.
+
+Networks with a token shift tell a place by the token before it, as autoregressive ones do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from anyorder.core.errors import InvalidRequest
+from anyorder.core.forward import BIDIRECTIONAL, CanvasRows, Decoding, Outputs, forward
+from anyorder.core.method import Context, Method, Needs
+from anyorder.core.options import Part, Range
+from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
+from anyorder.sampling.revision import Revision
+from anyorder.sampling.revision.keep import Keep
+from anyorder.sampling.unmasking import Commit, Schedule
+from anyorder.sampling.unmasking.confidence import Confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDiffusion(Method):
+    """Fill a canvas of masks in any order, seeing all of it in every pass."""
+
+    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
+    fills_canvas: ClassVar[bool] = True
+
+    steps: Annotated[
+        int | None, Range(1), "denoising steps, of each window; none: a place a step at least"
+    ] = None
+    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
+        "linear"
+    )
+    window: Annotated[
+        int | None, Range(1), "fill windows of so many places from left to right; none: all at once"
+    ] = None
+    commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
+        field(default_factory=Confidence)
+    )
+    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
+        field(default_factory=Keep)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_plan(self._plan)
+
+    @property
+    def _plan(self) -> Plan:
+        return Plan(
+            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
+        )
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """One place a step, chosen blindly: the chain rule in that order."""
+        return self._plan.is_exact
+
+    def check_length(self, num_tokens: int) -> None:
+        """Windows have to divide the canvas."""
+        if self.window is not None and num_tokens % self.window:
+            raise InvalidRequest(
+                f"windows of {self.window} places do not divide a canvas of {num_tokens}; choose "
+                "window or max_new_tokens so that they do."
+            )
+
+    def decode(self, context: Context) -> Decoding:
+        text = list(context.canvas or [None] * context.max_new_tokens)
+        mask_token = context.abilities.mask_token
+        assert mask_token is not None, "refused without one"
+        prompt, shift = context.prompt, int(context.abilities.token_shift)
+        if context.abilities.block_size:
+            context.note(
+                f"{context.abilities.name} was trained on blocks of "
+                f"{context.abilities.block_size} tokens, which masked_diffusion does not respect."
+            )
+        with context.sequence() as sequence:
+
+            def ask(places: list[int], outputs: Outputs, stream: str | None) -> Passes:
+                canvas = [mask_token if token is None else token for token in text]
+                result = yield from forward(
+                    sequence,
+                    [*prompt, *canvas],
+                    0,
+                    attention=BIDIRECTIONAL,
+                    rows=[len(prompt) + place - shift for place in places],
+                    outputs=outputs,
+                    stream=stream,
+                    canvas=CanvasRows(text=tuple(text), places=places),
+                )
+                return candidates(places, result)
+
+            size = self.window or len(text)
+            for first in range(0, len(text), size):
+                places = range(first, min(first + size, len(text)))
+                yield from Denoising(context, text, places, self._plan).run(ask)
+                if context.finished:
+                    break

@@ -1,0 +1,208 @@
+"""Uniform diffusion: from a canvas of random tokens to text, correcting any token at any time.
+
+The reverse of replacing tokens by random ones (D3PM, arXiv 2107.03006; in continuous time UDLM,
+arXiv 2412.10193), for networks trained by the objective of this name: at each place they tell the
+clean token given all *other* places, since what stands at the place itself is no help to the best
+of them. There is no mask; every pass sees the whole canvas.
+
+`sampler=ancestral` draws each place from how the noise was made. With a share a of clean tokens now
+and b after the step, p(y) what the network tells, r(y) = b p(y) + (1 - b) / V, and the token z that
+stands: y is next with a weight of r(y) times (1 - a / b) / V, and a / b more for y = z. So z stays
+by chance, and otherwise is drawn from r: from the network with probability b, else any token. At
+temperature 1 that samples the network's own distribution as `steps` grow.
+
+`sampler=renoise` draws all places from the network in every step; those that the commit policy
+chooses stand until the next pass, the others become random tokens again (DiffusionGemma, with the
+entropy bound of arXiv 2505.24857). It ends early when all were chosen and none changed.
+
+Penalties and bans see the prompt and fixed tokens. Tokens that may not stand together (banned
+sequences, n-grams) are drawn again at the end, the likelier ones first. Not here: self-conditioning
+and a temperature that changes with the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
+
+from anyorder.core.forward import (
+    BIDIRECTIONAL,
+    CanvasRows,
+    Decoding,
+    ForwardRequest,
+    ForwardResult,
+    Outputs,
+    forward,
+)
+from anyorder.core.method import Context, Method, Needs
+from anyorder.core.options import Part, Range
+from anyorder.core.sequence import Sequence
+from anyorder.sampling.denoising import candidates
+from anyorder.sampling.unmasking import Commit, Schedule, Step, open_share
+from anyorder.sampling.unmasking.entropy_bound import EntropyBound
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformDiffusion(Method):
+    """Correct a canvas of random tokens until it is text."""
+
+    sampler: Annotated[
+        Literal["ancestral", "renoise"],
+        "ancestral: undo the noise as it was made; renoise: keep what the commit policy chooses",
+    ] = "ancestral"
+    steps: Annotated[int, Range(1), "denoising steps"] = 64
+    schedule: Annotated[Schedule, "which share of the canvas is noise after which steps"] = "linear"
+    commit: Annotated[Commit, Part("sampling/unmasking"), "renoise: which tokens a step keeps"] = (
+        field(default_factory=EntropyBound)
+    )
+
+    needs: ClassVar[Needs] = Needs(attention="bidirectional")
+    exact: ClassVar[bool] = False
+    fills_canvas: ClassVar[bool] = True
+
+    def decode(self, context: Context) -> Decoding:
+        if context.finished:
+            return
+        if context.abilities.mask_token is not None:
+            context.note(
+                f"{context.abilities.name} was trained to fill masks, and uniform_diffusion gives "
+                "it none."
+            )
+        canvas = _Canvas(context)
+        with context.sequence() as sequence:
+            for number in range(self.steps):
+                before, after = (
+                    open_share(self.schedule, (number + ahead) / self.steps) for ahead in (0, 1)
+                )
+                step = Step(
+                    before=before,
+                    after=after,
+                    due=len(canvas.places) - int(len(canvas.places) * after + 1e-9),
+                )
+                places, stream = canvas.places, f"step {number}"
+                if self.sampler == "ancestral":
+                    wanted = Outputs(chance=True)
+                    result = yield from canvas.ask(sequence, places, wanted, stream)
+                    canvas.undo(result, step, number)
+                    continue
+                wanted = Outputs(entropy=self.commit.reads_entropy, margin=self.commit.reads_margin)
+                result = yield from canvas.ask(sequence, places, wanted, stream)
+                if canvas.renoise(result, self.commit, step, number):
+                    break
+            yield from canvas.settle(sequence)
+        canvas.reveal()
+
+
+Passes = Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]
+
+
+class _Canvas:
+    """What stands at the open places, and what the network said of it last."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._size = context.abilities.vocabulary_size
+        self._fixed = list(context.canvas or [None] * context.max_new_tokens)
+        self.places = [place for place, token in enumerate(self._fixed) if token is None]
+        self._tokens = [0 if token is None else token for token in self._fixed]
+        self._logprobs: dict[int, float] = {}
+        self._others: dict[int, Seq[tuple[int, float]]] = {}
+        self._stand({place: self._noise(-1, place) for place in self.places})
+
+    def _noise(self, number: int, place: int) -> int:
+        """Any token."""
+        return int(self._context.chance("noise", number, place) * self._size)
+
+    def _stand(self, tokens: dict[int, int]) -> None:
+        for place, token in tokens.items():
+            self._tokens[place] = token
+        self._context.preview(list(tokens), list(tokens.values()))
+
+    def ask(
+        self,
+        sequence: Sequence,
+        places: Seq[int],
+        outputs: Outputs,
+        stream: str,
+        text: Seq[int | None] = (),
+    ) -> Passes:
+        """A pass that tells some places, and the odds of what stands there; `text` is final."""
+        prompt = list(self._context.prompt)
+        first = len(prompt) - self._context.abilities.token_shift
+        given = tuple(self._tokens[place] for place in places)
+        result = yield from forward(
+            sequence,
+            [*prompt, *self._tokens],
+            0,
+            attention=BIDIRECTIONAL,
+            rows=[first + place for place in places],
+            outputs=replace(outputs, given=given, top=self._context.request.logprobs),
+            stream=stream,
+            canvas=CanvasRows(text=text or self._fixed, places=places),
+        )
+        self._others |= dict(zip(places, result.top, strict=False))
+        return result
+
+    def undo(self, result: ForwardResult, step: Step, number: int) -> None:
+        """One step of the reverse process at every place."""
+        clean = 1 - step.after
+        survived = (1 - step.before) / clean
+        fresh: dict[int, int] = {}
+        for row, place in enumerate(self.places):
+            stays = survived * (clean * result.chances[row] + step.after / self._size)
+            changes = (1 - survived) / self._size
+            self._logprobs[place] = result.given[row]
+            if self._context.chance("stay", number, place) * (stays + changes) < stays:
+                continue
+            fresh[place] = self._noise(number, place)
+            if self._context.chance("clean", number, place) < clean:
+                fresh[place] = result.tokens[row]
+                self._logprobs[place] = result.logprobs[row]
+        self._stand(fresh)
+
+    def renoise(self, result: ForwardResult, commit: Commit, step: Step, number: int) -> bool:
+        """Keep what the policy chooses of the draws and make noise of the rest. Was all kept, and
+        nothing new?"""
+        rolled = [
+            replace(found, chance=self._context.chance("commit", number, found.place))
+            for found in candidates(self.places, result)
+        ]
+        chosen = rolled if not step.after else [rolled[i] for i in commit.choose(rolled, step)]
+        fresh = {place: self._noise(number, place) for place in self.places}
+        fresh |= {candidate.place: candidate.token for candidate in chosen}
+        self._logprobs |= {candidate.place: candidate.logprob for candidate in chosen}
+        same = all(self._tokens[place] == token for place, token in fresh.items())
+        self._stand(fresh)
+        return same and len(chosen) == len(rolled)
+
+    def settle(
+        self, sequence: Sequence
+    ) -> Generator[list[ForwardRequest], list[ForwardResult], None]:
+        """Draw again what may not stand beside likelier tokens, until all goes together."""
+        settled: list[int] = []
+        while len(settled) < len(self.places):
+            ranked = sorted(self.places, key=lambda place: -self._logprobs[place])
+            order = [*settled, *(place for place in ranked if place not in settled)]
+            tokens = [self._tokens[place] for place in order]
+            settled = [order[i] for i in self._context.compatible(self._fixed, order, tokens)]
+            rest = [place for place in self.places if place not in settled]
+            if not rest:
+                break
+            text = list(self._fixed)
+            for place in settled:
+                text[place] = self._tokens[place]
+            stream = f"again {len(settled)}"
+            result = yield from self.ask(sequence, rest, Outputs(), stream, text)
+            self._logprobs |= dict(zip(rest, result.logprobs, strict=True))
+            self._stand(dict(zip(rest, result.tokens, strict=True)))
+
+    def reveal(self) -> None:
+        """Make all of it final."""
+        self._context.reveal(
+            self.places,
+            [self._tokens[place] for place in self.places],
+            [self._logprobs[place] for place in self.places],
+            alternatives=[self._others[place] for place in self.places if self._others],
+        )

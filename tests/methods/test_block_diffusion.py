@@ -1,0 +1,215 @@
+"""Block diffusion: cached blocks equal no cache, blocks of one token are autoregressive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+
+from anyorder.core.batch import AttentionGroup, PackedBatch
+from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod
+from anyorder.core.forward import Blocks
+from anyorder.core.request import Completion, Request
+from anyorder.model.loaded import LoadedModel
+
+MASKS = VOCABULARY - 1
+
+
+def block_model(*, ends: bool = False, **abilities: Any) -> LoadedModel:
+    """The tiny random model as a network of blocks of 4."""
+    model = tiny_model(ends=ends)
+    changes = {
+        "mask_token": MASKS,
+        "attention": frozenset({"causal", "bidirectional"}),
+        "block_size": 4,
+    }
+    return dataclasses.replace(
+        model, abilities=dataclasses.replace(model.abilities, **{**changes, **abilities})
+    )
+
+
+def request(options: dict[str, object] | None = None, **fields: Any) -> Request:
+    base = {"prompt": [5, 6, 7], "method": "block_diffusion", "options": options or {}}
+    return Request(**{**base, **fields})
+
+
+def generate(options: dict[str, object] | None = None, **fields: Any) -> Completion:
+    engine = tiny_engine(model=fields.pop("model", None) or block_model())
+    completion = engine.generate(request(options, **fields))
+    assert_no_page_is_lost(engine)
+    return completion
+
+
+def logprobs(tokens: Seq[int], size: int) -> torch.Tensor:
+    """What the tiny model says at each place, by one dense pass over everything in blocks."""
+    network: Any = tiny_model().network
+    positions = torch.arange(len(tokens))
+    group = AttentionGroup(
+        first_row=0,
+        num_requests=1,
+        num_queries=len(tokens),
+        pages_RP=None,
+        query_positions_RQ=positions[None],
+        key_positions_RK=positions[None],
+        visible_RQK=Blocks(size=size).visible(len(tokens))[None],
+    )
+    batch = PackedBatch(
+        tokens_N=torch.tensor(tokens), positions_N=positions, slots_N=None, groups=(group,)
+    )
+    logits: torch.Tensor = network.logits(network.hidden(batch, None))
+    logits[:, MASKS] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def by_hand(
+    prompt: list[int], num_new: int, size: int, shift: bool
+) -> tuple[list[int], list[float]]:
+    """Greedy, the likeliest place of the block first, by a dense pass a token."""
+    text: list[int | None] = [None] * num_new
+    found = [0.0] * num_new
+    while None in text:
+        start = (len(prompt) + text.index(None)) // size * size
+        line = [*prompt, *(MASKS if token is None else token for token in text)]
+        line = (line + [MASKS] * size)[: start + size]
+        says = logprobs(line, size)
+        best, answer = -1, (-1e9, 0)
+        for place in range(num_new):
+            position = len(prompt) + place
+            if text[place] is not None or not start <= position < start + size:
+                continue
+            row = says[position - shift]
+            value = (float(row.max()), int(row.argmax()))
+            if value[0] > answer[0]:
+                best, answer = place, value
+        found[best], text[best] = answer
+    return [token for token in text if token is not None], found
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6)])
+def test_cached_blocks_equal_no_cache(shift: bool, num_prompt: int, num_new: int) -> None:
+    prompt = list(range(3, 3 + num_prompt))
+    model = block_model(token_shift=shift)
+    options: dict[str, object] = {"commit": "confidence"}
+    completion = generate(options, prompt=prompt, max_new_tokens=num_new, model=model)
+    tokens, want = by_hand(prompt, num_new, 4, shift)
+    assert completion.tokens == tokens
+    assert completion.logprobs == pytest.approx(want, abs=1e-5)
+    # The pass that stores a block tells the next one's places: no pass beside one a token.
+    assert completion.report.num_forward_passes == num_new
+
+
+def test_only_the_block_runs_once_the_past_is_clean() -> None:
+    engine = tiny_engine(model=block_model())
+    handle = engine.submit(request({"commit": "sequential"}, prompt=[9] * 21, max_new_tokens=11))
+    lengths = []
+    while not handle.done:
+        lengths += [
+            (len(job.request.tokens), job.request.start)
+            for run in engine._scheduler.running
+            for job in run.jobs
+        ]
+        engine.tick()
+    # The first pass, over prompt and first block, is admitted within its tick.
+    assert list(dict.fromkeys(lengths)) == [(4, 20), (8, 20), (4, 24), (8, 24), (4, 28)]
+    assert handle.result().report.num_forward_passes == 11
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("num_prompt", [1, 7])
+def test_blocks_of_one_token_are_autoregressive(temperature: float, num_prompt: int) -> None:
+    """With a token shift, token for token, draws included: the row that tells a place is that of
+    the token before it, which sees what is before it. Only the mask token is never drawn."""
+    model = block_model(token_shift=True, ends=True)
+    engine = tiny_engine(model=model)
+    for seed in range(4):
+        fields: dict[str, Any] = {
+            "prompt": list(range(5, 5 + num_prompt)),
+            "temperature": temperature,
+            "seed": seed,
+            "max_new_tokens": 17,
+            "repetition_penalty": 1.3,
+            "no_repeat_ngram": 2,
+            "min_new_tokens": 3,
+            "logit_bias": {MASKS: -1e9},
+        }
+        got = engine.generate(request({"block_size": 1}, **fields))
+        want = engine.generate(Request(**fields))
+        assert got.tokens == want.tokens and got.finish_reason == want.finish_reason
+        # The model's distribution differs by the mask token's share.
+        gaps = [g - w for g, w in zip(got.logprobs, want.logprobs, strict=True)]
+        assert all(-1e-6 < gap < 0.2 for gap in gaps)
+
+
+def test_without_a_shift_blocks_of_one_token_ask_the_mask() -> None:
+    completion = generate({"block_size": 1}, max_new_tokens=5)
+    text = [5, 6, 7]
+    for _ in range(5):
+        text.append(int(logprobs([*text, MASKS], 1)[-1].argmax()))
+    assert completion.tokens == text[3:]
+
+
+def test_parallel_steps_within_a_block() -> None:
+    completion = generate({"commit": "confidence", "steps": 2}, prompt=[5] * 4, max_new_tokens=8)
+    steps = [entry.step for entry in completion.trace]
+    assert [sorted(steps[:4]), sorted(steps[4:])] == [[1, 1, 2, 2], [3, 3, 4, 4]]
+    eager = generate({"commit": {"name": "threshold", "level": 0.0}}, max_new_tokens=9)
+    assert eager.report.num_forward_passes == 3
+
+
+def test_an_end_token_ends_the_text_inside_a_block() -> None:
+    model = block_model(ends=True)
+    completion = generate(max_new_tokens=40, model=model, logit_bias={END: 60.0}, prompt=[4] * 4)
+    assert completion.finish_reason == "stop" and completion.tokens[-1] == END
+    assert completion.report.num_forward_passes <= 4 and len(completion.tokens) <= 4
+
+
+def test_fills_around_fixed_tokens() -> None:
+    canvas = [None, 9, None, None, 1, 2, 3, 4, 5, None, 11, None]
+    for options in ({}, {"commit": "random"}, {"revise": "edit", "steps": 2}):
+        completion = generate(options, canvas=canvas, temperature=1.0)  # type: ignore[arg-type]
+        pairs = zip(canvas, completion.tokens, strict=True)
+        assert all(old in (None, new) for old, new in pairs) and MASKS not in completion.tokens
+
+
+def test_revision_inside_a_block() -> None:
+    options: dict[str, object] = {"steps": 6, "revise": {"name": "lowest", "count": 1}}
+    completion = generate(options, max_new_tokens=9, temperature=1.0, history=True)
+    history = completion.choices[0].history
+    taken_back = [preview for preview in history if preview.token is None]
+    assert len(taken_back) >= 6 and not completion.report.exact
+    assert len(completion.tokens) == 9 and MASKS not in completion.tokens
+
+
+def test_other_blocks_than_the_networks_are_noted() -> None:
+    assert not generate(max_new_tokens=2).report.notes
+    (note,) = generate({"block_size": 2}, max_new_tokens=2).report.notes
+    assert "trained on blocks of 4 tokens, not on blocks of 2" in note
+    (note,) = generate(
+        {"block_size": 2}, max_new_tokens=2, model=block_model(block_size=0)
+    ).report.notes
+    assert "trained without blocks" in note
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UnsupportedMethod, match="needs block_size; tiny was not trained on blocks"):
+        generate(model=block_model(block_size=0))
+    with pytest.raises(UnsupportedMethod, match="needs a mask token; tiny has none"):
+        generate(model=block_model(mask_token=None))
+    for options in ({"block_size": 0}, {"steps": 0}):
+        with pytest.raises(InvalidRequest, match="must be an integer of at least 1 or none"):
+            generate(options)  # type: ignore[arg-type]
+    engine = tiny_engine(model=block_model(), cache_tokens=64)
+    with pytest.raises(
+        PoolTooSmall, match="block_diffusion over a prompt of 3 tokens does not fit"
+    ):
+        engine.generate(request(prompt=[1] * 3, max_new_tokens=61, options={"block_size": 100}))
+
+
+def test_the_last_block_ends_with_the_context() -> None:
+    completion = generate({"block_size": 60}, prompt=[3] * 250, max_new_tokens=6)
+    assert len(completion.tokens) == 6

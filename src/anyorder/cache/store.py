@@ -112,7 +112,9 @@ class PagedStore:
             if kept < len(span.tokens) and span.attention.is_causal_before(kept):
                 sequence.spans.pop()
             elif kept < span.num_kept:
-                sequence.spans[-1] = replace(span, num_kept=kept)
+                alone = span.attention.can_split_at(kept)  # what was behind did not matter
+                tokens = span.tokens[:kept] if alone else span.tokens
+                sequence.spans[-1] = replace(span, tokens=tokens, num_kept=kept)
         while sequence.conditions and sequence.conditions[-1][0] >= start:
             sequence.conditions.pop()
         if sequence.conditions:
@@ -152,14 +154,21 @@ class PagedStore:
         start = sequence.num_resident
         if start == sequence.length:
             if not isinstance(attention, Causal):
-                span = Span(
-                    start=start, tokens=tuple(tokens), attention=attention, num_kept=len(tokens)
-                )
-                sequence.spans.append(span)
+                self._add_span(sequence, tuple(tokens), attention)
             sequence.tokens.extend(tokens)
         # A replayed span may reach beyond what was kept of it, and others may follow there.
-        kept = (span.num_kept for span in sequence.spans if span.start == start)
-        sequence.num_resident = start + next(kept, len(tokens))
+        ends = [span.end for span in sequence.spans if span.start <= start < span.end]
+        sequence.num_resident = min([start + len(tokens), *ends])
+
+    def _add_span(self, sequence: Sequence, tokens: tuple[int, ...], attention: Attention) -> None:
+        """Remember how tokens at the sequence's end were run; with those before, where that comes
+        to the same."""
+        start, spans = sequence.length, sequence.spans
+        if spans and spans[-1].end == start and spans[-1].attention == attention:
+            last = spans[-1]
+            if len(last.tokens) == last.num_kept and attention.can_split_at(last.num_kept):
+                start, tokens = last.start, (*spans.pop().tokens, *tokens)
+        spans.append(Span(start=start, tokens=tokens, attention=attention, num_kept=len(tokens)))
 
     def keep(self, sequence: Sequence, start: int, offsets: Seq[int]) -> None:
         """Of the tokens at `start` and after, keep those at these rising offsets, side by side.

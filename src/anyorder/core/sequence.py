@@ -51,6 +51,11 @@ class Span:
     num_kept: int
     """Its first tokens that are still part of the sequence."""
 
+    @property
+    def end(self) -> int:
+        """Position after the last token that is part of the sequence."""
+        return self.start + self.num_kept
+
 
 class Sequence:
     """Tokens at positions 0..length-1 whose keys and values are cached, for one model role.

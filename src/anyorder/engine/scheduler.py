@@ -285,11 +285,14 @@ def _replay(job: Job, tick: _Tick) -> Piece:
     """The next tokens of a sequence that lost its pages, run as they were run first."""
     sequence: Sequence = job.sequence
     start = sequence.num_resident
-    span = next((span for span in sequence.spans if span.start >= start), None)
+    span = next((span for span in sequence.spans if span.end > start), None)
     attention: Attention = CAUSAL
-    if span is not None and span.start == start:
-        tokens: Seq[int] = span.tokens
-        attention = span.attention
+    if span is not None and span.start <= start:
+        attention, done = span.attention, start - span.start
+        rest = len(span.tokens) - done
+        fitting = (n for n in range(tick.budget, 0, -1) if attention.can_split_at(done + n))
+        take = rest if rest <= tick.budget else next(fitting, rest)
+        tokens: Seq[int] = span.tokens[done : done + take]
     else:
         end = sequence.length if span is None else span.start
         tokens = sequence.tokens[start : min(end, start + tick.budget)]

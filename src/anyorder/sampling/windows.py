@@ -7,6 +7,7 @@ fills its last gap is banned from completing it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
@@ -36,14 +37,20 @@ def repeats_at(prompt: Seq[int], canvas: Seq[int | None], place: int, size: int)
     whole[at] = None
     known = set(_grams(whole, size))
     found = set()
+    around: list[tuple[int, list[int | None]]] = []
     for start in range(max(0, at - size + 1), min(at, len(whole) - size) + 1):
         offset = at - start
         window = whole[start : start + size]
         if any(token is None for i, token in enumerate(window) if i != offset):
             continue
+        around.append((offset, window))
         for gram in known:
             if all(gram[i] == token for i, token in enumerate(window) if i != offset):
                 found.add(gram[offset])
+    for (offset, window), (other, like) in itertools.combinations(around, 2):
+        token = window[other]  # two windows around the place become the same one
+        if token is not None and _filled(window, offset, token) == _filled(like, other, token):
+            found.add(token)
     return found
 
 
@@ -77,6 +84,10 @@ def _around(
     before: list[int | None] = [*prompt[max(0, len(prompt) - reach) :], *canvas[:place]]
     before = before[max(0, len(before) - reach) :]
     return [*before, None, *canvas[place + 1 : place + 1 + reach]], len(before)
+
+
+def _filled(window: list[int | None], offset: int, token: int) -> list[int | None]:
+    return [*window[:offset], token, *window[offset + 1 :]]
 
 
 def _grams(line: Seq[int | None], size: int) -> Iterator[tuple[int, ...]]:

@@ -231,25 +231,28 @@ def test_a_role_of_its_own_has_a_cache_of_its_own() -> None:
     assert_no_page_is_lost(engine)
 
 
-def test_what_follows_a_cut_span_is_replayed_too() -> None:
-    """Of a span of two blocks the second is discarded and run anew, as block diffusion does."""
+@pytest.mark.parametrize("attention", [Blocks(size=4), BIDIRECTIONAL], ids=["blocks", "two-way"])
+def test_what_follows_a_cut_span_is_replayed_too(attention: Attention) -> None:
+    """Half of a span is discarded and run anew, as block diffusion does."""
     first, noise, clean = ids(1, 4), ids(2, 4), ids(3, 4)
     got: list[torch.Tensor] = []
 
     def script(context: Context) -> Decoding:
         with context.sequence() as sequence:
-            yield from forward(sequence, [*first, *noise], 0, attention=Blocks(size=4))
-            yield from forward(sequence, [*clean, *noise], 4, attention=Blocks(size=4))
-            result = yield from forward(sequence, [5], 8, outputs=LOGITS)
+            yield from forward(sequence, [*first, *noise], 0, attention=attention)
+            yield from forward(sequence, [*clean, *noise], 4, attention=attention)
+            yield from forward(sequence, first, 12, attention=attention)
+            result = yield from forward(sequence, [5], 16, outputs=LOGITS)
             assert result.logits is not None
             got.append(result.logits)
         context.emit([1], [0.0])
 
-    for preempt_after in ((), (2,), (1, 2)):
+    for preempt_after in ((), (2,), (3,), (1, 2, 4)):
         engine = tiny_engine()
         handle = submit(engine, [1], script)
         drain(engine, preempt_after)
         assert handle.result().report.num_preemptions == len(preempt_after)
-    want = dense([], [*first, *clean, 5], Blocks(size=4))[-1:]
-    for logits in got:
-        torch.testing.assert_close(logits, want, atol=1e-6, rtol=0)
+    if attention == Blocks(size=4):
+        got.append(dense([], [*first, *clean, *noise, *first, 5], attention)[-1:])
+    for logits in got[1:]:
+        torch.testing.assert_close(logits, got[0], atol=1e-6, rtol=0)

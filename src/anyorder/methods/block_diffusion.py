@@ -37,6 +37,7 @@ class BlockDiffusion(Method):
     """Fill blocks from left to right, each in any order, with the blocks before it cached."""
 
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
+    exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
 
     block_size: Annotated[

@@ -33,6 +33,7 @@ class MaskedDiffusion(Method):
     """Fill a canvas of masks in any order, seeing all of it in every pass."""
 
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
+    exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
 
     steps: Annotated[

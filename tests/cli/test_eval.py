@@ -416,6 +416,8 @@ def test_mistakes(run: Run, model: str, recipe: str, tmp_path: Path) -> None:
         ("--data", recipe, "--judge", "x"): "--judge is not for --task likelihood",
         ("--data", recipe, "--temperature", "1"): "--temperature is not for --task likelihood",
         ("--data", str(text), "--task", "quality", "--length", "9"): "--length is not for",
+        ("--data", recipe, "--quantize", "int3"): "quantize must be one of int8, int4",
+        ("--data", recipe, "--task", "classification", "--quantize", "int8"): "--quantize is not",
         ("--data", recipe, "--part", "train"): "one of validation, test, got 'train'",
         ("--data", recipe, "--part", "test"): "holds no test data out",
         ("--data", str(text), "--part", "test"): "--part is a recipe's",

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", metavar="NAME", help="of a recipe's data: validation or test [validation]")
     add("--num", metavar="N", help="most documents, pairs or prompts")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 [float32 on a CPU]")
+    add("--quantize", metavar="BITS", help="weights as int8 or int4 [as --dtype says]")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     add("--output", metavar="FILE", help="also write it, as .md or .json")
     for task in TASKS:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anyorder.engine.engine import Engine
     from anyorder.evaluation.tables import Cell, Table
 
-FLAGS = frozenset({"part", "num", "prompt_tokens"})
+FLAGS = frozenset({"quantize", "part", "num", "prompt_tokens"})
 TAKES_REQUEST = True
 _ORDER = 4
 _NUM = 1000

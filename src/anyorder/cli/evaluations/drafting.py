@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.model.loaded import LoadedModel
 
-FLAGS = frozenset({"part", "num", "draft", "prompt_tokens", "in_flight"})
+FLAGS = frozenset({"quantize", "part", "num", "draft", "prompt_tokens", "in_flight"})
 TAKES_REQUEST = True
 _NUM = 40
 _NEW_TOKENS = 128
@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         )
     (name,) = arguments.models
     plain = controls(arguments, {"max_new_tokens": _NEW_TOKENS, "method": "speculative"})
-    target = load_shown(name, arguments.dtype, shown)
+    target = load_shown(name, shown, dtype=arguments.dtype, quantize=arguments.quantize)
     if target.tokenizer is None:
         raise UserError(f"{name} has no tokenizer, so it cannot answer text.")
     items = open_prompts(
@@ -66,7 +66,13 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     for draft in arguments.draft or [None]:
         models, options = {"target": target}, dict(plain.options)
         if draft is not None:
-            models |= load_draft(draft, target, dtype=arguments.dtype, progress=shown)
+            models |= load_draft(
+                draft,
+                target,
+                dtype=arguments.dtype,
+                quantize=arguments.quantize,
+                progress=shown,
+            )
             if plain.method == "speculative" and "drafter" not in options:
                 options["drafter"] = _made_for(models)
         request = replace(plain, options=options)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.tables import Cell, Table
 
 FLAGS = frozenset(
-    {"part", "num", "seed", "temperature", "prompt_tokens", "oracle", "steps", "plot"}
+    {"quantize", "part", "num", "seed", "temperature", "prompt_tokens", "oracle", "steps", "plot"}
 )
 TAKES_REQUEST = False
 _STEPS = 64
@@ -56,10 +56,10 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
     prompt_length = whole_number("--prompt-tokens", arguments.prompt_tokens, _PROMPT_TOKENS)
     steps = whole_number("--steps", arguments.steps, _STEPS)
-    oracle = load_shown(arguments.oracle, arguments.dtype, shown)
+    oracle = load_shown(arguments.oracle, shown, dtype=arguments.dtype)
     rows: list[dict[str, Cell]] = []
     for model in arguments.models:
-        loaded = load_shown(model, arguments.dtype, shown)
+        loaded = load_shown(model, shown, dtype=arguments.dtype, quantize=arguments.quantize)
         batches = windows(
             held_out_texts(data, tokenizer_of(loaded), limit),
             length=prompt_length + steps,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from anyorder.evaluation.windows import Sizes
     from anyorder.model.loaded import LoadedModel
 
-FLAGS = frozenset({"part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"})
+FLAGS = frozenset(
+    {"quantize", "part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"}
+)
 TAKES_REQUEST = False
 _LONGEST = 1024
 
@@ -106,7 +108,7 @@ def _row(
 ) -> dict[str, Cell]:
     from anyorder.evaluation.likelihood import likelihood, trained_with
 
-    loaded = load_shown(model, arguments.dtype, shown)
+    loaded = load_shown(model, shown, dtype=arguments.dtype, quantize=arguments.quantize)
     objective = objective or trained_with(loaded.abilities)
     batches, size = _batches(arguments, data, loaded)
     found = likelihood(

@@ -21,18 +21,20 @@ Shown = Callable[[str, int, int], None]
 """Shows progress."""
 
 
-def load_shown(model: str, dtype: str | None, shown: Shown) -> LoadedModel:
+def load_shown(
+    model: str, shown: Shown, *, dtype: str | None = None, quantize: str | None = None
+) -> LoadedModel:
     """A model in memory."""
     from anyorder.model.loaded import load
 
-    return load(model, dtype=dtype, progress=shown)
+    return load(model, dtype=dtype, quantize=quantize, progress=shown)
 
 
 def open_shown(model: str, arguments: argparse.Namespace, shown: Shown) -> Engine:
     """An engine with one model."""
     from anyorder.engine.engine import Engine
 
-    return Engine(load_shown(model, arguments.dtype, shown))
+    return Engine(load_shown(model, shown, dtype=arguments.dtype, quantize=arguments.quantize))
 
 
 def tokenizer_of(loaded: LoadedModel) -> Tokenizer:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.model.tokenizer import Tokenizer
 
-FLAGS = frozenset({"part", "num", "judge", "mauve", "prompt_tokens", "copied_from"})
+FLAGS = frozenset({"quantize", "part", "num", "judge", "mauve", "prompt_tokens", "copied_from"})
 TAKES_REQUEST = True
 _NUM = 200
 _PROMPT_TOKENS = 16
@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     if arguments.judge is not None:
         from anyorder.engine.engine import Engine
 
-        engine = Engine(load_shown(arguments.judge, None, shown))
+        engine = Engine(load_shown(arguments.judge, shown))
     rows: list[dict[str, Cell]] = []
     for name, samples in found.items():
         values = quality(samples)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anyorder.evaluation.translation import Translations
     from anyorder.training.documents import Document
 
-FLAGS = frozenset({"part", "num", "bleu_words"})
+FLAGS = frozenset({"quantize", "part", "num", "bleu_words"})
 TAKES_REQUEST = True
 
 

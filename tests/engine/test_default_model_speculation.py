@@ -24,7 +24,7 @@ def engines() -> dict[str, Engine]:
 
 
 def test_greedy_texts_are_those_of_plain_decoding(engines: dict[str, Engine]) -> None:
-    for line in compare(engines, hundred()[::12], 12, list(SIDES)):
+    for line in compare(engines, hundred()[::12], 12, list(SIDES), 9):
         assert line.same == line.texts == 9, line
 
 

@@ -137,7 +137,9 @@ class Terminal:
         os.write(self.screen, text.encode())
 
     def interrupt(self) -> None:
-        """What Ctrl-C does."""
+        """What Ctrl-C does, a moment after what was waited for: readline loses a signal that comes
+        between its showing the prompt and its waiting for keys."""
+        time.sleep(0.3)
         self.process.send_signal(signal.SIGINT)
 
     def wait(self) -> int:

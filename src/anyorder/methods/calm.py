@@ -21,8 +21,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import Decoding, Outputs, PatchDraw, forward
 from anyorder.core.method import Context, Method, Needs
@@ -63,6 +61,8 @@ class Calm(Method):
             )
 
     def decode(self, context: Context) -> Decoding:
+        import torch
+
         size, fill = context.abilities.patch_size, context.abilities.fill_token
         prompt = context.prompt
         whole = len(prompt) // size * size

@@ -30,8 +30,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-import torch
-
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, RequestFailed
 from anyorder.core.forward import (
@@ -171,6 +169,8 @@ class _Document:
 
     def _read_prompt(self) -> None:
         """Spans in the prompt are seen as in training, and get the sync that they lack."""
+        import torch
+
         tags, numbers = self._tags, span_numbers(self._tokens, self._tags)
         if not any(number >= 0 for number in numbers):
             return

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.paged import Cached
+from tests.model.paged import Cached, Pool
 from tests.tiny import tiny_config
 
+from anyorder.core.batch import dense_batch
 from anyorder.model.backends import linear as linear_module
 from anyorder.model.backends import native
 from anyorder.model.backends.linear import Linear, linear
@@ -201,6 +202,24 @@ def test_rows_run_together_and_alone_are_equal_bit_by_bit(level: int, dtype: tor
             alone = Cached(model, 3, 24)
             parts = [alone.run([(sequence, part)])[0] for part in tokens.split([1, 4, 3, 2])]
             assert torch.equal(torch.cat(parts), together[sequence])
+
+
+@built
+@pytest.mark.parametrize("visible", [None, "both ways", "blocks"])
+def test_fresh_sequences_read_nothing_from_the_pool(
+    level: int, visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network(torch.float32)
+    tokens_BT = torch.randint(1, 61, (2, 9), generator=torch.Generator().manual_seed(2))
+    block = torch.arange(9) // 4
+    masks = {"both ways": torch.ones(9, 9).bool(), "blocks": block[:, None] >= block}
+    seen = None if visible is None else masks[visible].repeat(2, 1, 1)
+    batch = dataclasses.replace(dense_batch(tokens_BT, seen), slots_N=torch.arange(3, 21))
+    with torch.no_grad():
+        fresh = model.hidden(batch, Pool(model, 6))
+        monkeypatch.setattr(stack, "MOST_ROWS", {})
+        plain = model.hidden(batch, Pool(model, 6))
+    torch.testing.assert_close(fresh, plain, atol=1e-4, rtol=0)
 
 
 @built

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyorder.cli.files import text_argument, write_text
-from anyorder.cli.generate import as_chat
+from anyorder.cli.files import write_text
+from anyorder.cli.generate import add_prompt_flags, read_prompt
 from anyorder.cli.model_flags import add_model_flags, open_engine
 from anyorder.cli.request_flags import (
     add_request_flags,
@@ -26,7 +26,7 @@ from anyorder.cli.request_flags import (
 from anyorder.cli.terminal import visible
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UserError
-from anyorder.core.request import Completion, Prompt, Request
+from anyorder.core.request import Completion, Request
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -46,10 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The prompt, the methods, and the controls that all of them share."""
     parser.usage = "%(prog)s [PROMPT] --methods NAME[@MODEL],... [-m MODEL] [FLAGS]"
     add = parser.add_argument
-    add("prompt", metavar="PROMPT", nargs="?", help='the text to continue; "-" or none: stdin')
+    add_prompt_flags(parser)
     add("--methods", metavar="NAMES", help="methods, with commas between them")
-    add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")
-    add("--system", metavar="TEXT", help="system message before it; means --chat")
     add("--json", action="store_true", help="print one JSON object instead of texts and table")
     add("--html", metavar="FILE", help="write a page that replays them, pass by pass")
     add_model_flags(parser)
@@ -60,12 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run them all, print what came of it."""
     page = None if arguments.html is None else _page_path(arguments.html)
     entries = _entries(arguments)
-    text = text_argument(arguments.prompt, "prompt")
-    prompt: Prompt = text
-    if arguments.chat or arguments.system is not None:
-        prompt = as_chat(text, arguments.system)
+    negative = entries[0].request.negative_prompt
+    fields: dict[str, Any] = {} if negative is None else {"negative_prompt": negative}
+    text, fields["prompt"] = read_prompt(arguments, fields)
     entries = [
-        dataclasses.replace(entry, request=dataclasses.replace(entry.request, prompt=prompt))
+        dataclasses.replace(entry, request=dataclasses.replace(entry.request, **fields))
         for entry in entries
     ]
     answers: dict[int, Completion] = {}
@@ -81,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             {"model": entry.model, "seconds": _seconds(completion), **completion.to_dict()}
             for entry, completion in zip(entries, completions, strict=True)
         ]
-        print(json.dumps({"prompt": prompt, "answers": sides}, ensure_ascii=False))
+        print(json.dumps({"prompt": fields["prompt"], "answers": sides}, ensure_ascii=False))
     else:
         _print(entries, completions)
     if page is not None:

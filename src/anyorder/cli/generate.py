@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from anyorder.cli.files import text_argument
 from anyorder.cli.model_flags import add_model_flags, open_engine
@@ -22,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The prompt, where the answer goes, and every control over it."""
     parser.usage = "%(prog)s [PROMPT] [-m MODEL] [--method NAME] [-o NAME=VALUE ...] [FLAGS]"
     add = parser.add_argument
-    add("prompt", metavar="PROMPT", nargs="?", help='the text to continue; "-" or none: stdin')
-    add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")
-    add("--system", metavar="TEXT", help="system message before it; means --chat")
+    add_prompt_flags(parser)
     add("--json", action="store_true", help="print one JSON object instead of the text")
     add("--stats", action="store_true", help="what it cost, on stderr")
     add("--trace", metavar="FILE", help="how it came about: .svg, .html or .json")
@@ -36,12 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, stream, report."""
     trace = None if arguments.trace is None else trace_path(arguments.trace)
     fields = request_fields(arguments)
-    text = text_argument(arguments.prompt, "prompt")
-    prompt: Prompt = text
-    if arguments.chat or arguments.system is not None:
-        prompt = as_chat(text, arguments.system)
-        if "negative_prompt" in fields:
-            fields["negative_prompt"] = as_chat(fields["negative_prompt"], arguments.system)
+    text, prompt = read_prompt(arguments, fields)
     request = make_request(prompt, fields)
     engine = open_engine(arguments)
     printer = Printer(num_choices=1 if arguments.json else request.n)
@@ -61,6 +55,25 @@ def run(arguments: argparse.Namespace) -> int:
         shown = text if prompt is text else f"{text}\n"  # the answer to a message is a new line
         write_trace(trace, completion, model=engine.abilities.name, prompt=shown)
     return 0
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """The prompt, as a text or as a message."""
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", nargs="?", help='the text to continue; "-" or none: stdin')
+    add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")
+    add("--system", metavar="TEXT", help="system message before it; means --chat")
+
+
+def read_prompt(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, Prompt]:
+    """The text that was given and the prompt that it means. In a chat, a negative prompt among the
+    request's fields becomes a message too."""
+    text = text_argument(arguments.prompt, "prompt")
+    if not arguments.chat and arguments.system is None:
+        return text, text
+    if "negative_prompt" in fields:
+        fields["negative_prompt"] = as_chat(fields["negative_prompt"], arguments.system)
+    return text, as_chat(text, arguments.system)
 
 
 def as_chat(text: str, system: str | None) -> list[dict[str, str]]:

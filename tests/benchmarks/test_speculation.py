@@ -19,6 +19,7 @@ def side(name: str, seconds: float, passes: int, token: int = 7) -> Any:
         log.append(name)
         return Sample(
             seconds=seconds,
+            decode_seconds=seconds / 2 if name == PLAIN else seconds / 4,
             num_new=num_new,
             num_passes=passes,
             checks=[num_new / passes],
@@ -39,12 +40,14 @@ def test_figures() -> None:
     found = {(row["text"], row["decoding"]): row for row in run()}
     fast = found["copy", "fast"]
     assert fast["ratio"] == {"median": 4.0, "least": 4.0, "most": 4.0}
+    assert fast["decode_ratio"] == {"median": 8.0, "least": 8.0, "most": 8.0}
     assert fast["tokens_per_pass"] == fast["accepted_length"] == 2.5
     assert fast["tokens_per_second"] == 20.0
     assert (fast["equal"], fast["answers"]) == (6, 6)
     assert found["chat", PLAIN]["ratio"]["median"] == 1.0
     lines = table(list(found.values())).splitlines()
-    assert "| copy | fast | 2.50 | 2.50 | 20.0 | **4.00** [4.00-4.00] | 6/6 |" in lines
+    ratios = "**4.00** [4.00-4.00] | **8.00** [8.00-8.00]"
+    assert f"| copy | fast | 2.50 | 2.50 | 20.0 | {ratios} | 6/6 |" in lines
 
 
 def test_other_answers_are_counted() -> None:

@@ -28,6 +28,10 @@ CHAIN = [-1, 0, 1, 2, 3]
 Rule = Any
 
 
+def logarithm(probability: float) -> float:
+    return math.log(probability) if probability else -math.inf
+
+
 class Judge:
     """The target's distribution at every place; None: that place has no answer."""
 
@@ -49,14 +53,12 @@ class Judge:
         if row is None:
             return RowResult(error=f"nothing left at {place}")
         probabilities = np.array(row)
+        top = [(int(token), float(row[token])) for token in np.argsort(-probabilities)]
         if given is not None:
-            top = np.argsort(-probabilities)[: outputs.top].tolist()
-            return RowResult(
-                given=math.log(probabilities[given]) if probabilities[given] else -math.inf,
-                top=[(token, float(probabilities[token])) for token in top],
-            )
+            return RowResult(given=logarithm(row[given]), top=top[: outputs.top])
         if outputs.token:
-            return RowResult(token=draw(probabilities, self.drawn(place)))
+            token = draw(probabilities, self.drawn(place))
+            return RowResult(token=token, logprob=logarithm(row[token]), top=top[: outputs.top])
         return RowResult(distribution=probabilities)
 
     def uniform(self, place: int, purpose: str, order: int = 0) -> float:

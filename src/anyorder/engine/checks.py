@@ -87,7 +87,8 @@ class _Judge:
         """All rows' draws in one call: on an accelerator, asking one by one would wait each time.
         In main memory it would only compute rows that nobody looks at."""
         places = list(self._job.request.output_rows)
-        rows = [dataclasses.replace(self._row(p), outputs=Outputs(logprob=False)) for p in places]
+        outputs = Outputs(top=self._job.request.outputs.top)
+        rows = [dataclasses.replace(self._row(p), outputs=outputs) for p in places]
         logits_RV = torch.cat([self._job.held[place] for place in places])
         sources = [self._source(place) for place in places]
         processed = None

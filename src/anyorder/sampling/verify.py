@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -64,6 +64,8 @@ class _Walk:
     accepted: list[int]
     after: int | None
     problem: str | None = None
+    answers: list[RowResult] = field(default_factory=list)
+    """The sampler's answers along the path, where they describe the tokens already."""
 
 
 def verify(
@@ -75,7 +77,7 @@ def verify(
     for place in range(check.first, len(tokens)):
         children.setdefault(max(parents[place], check.first - 1), []).append(place)
     if greedy or check.rule == "match":
-        walk = _match(check, tokens, children, judge)
+        walk = _match(check, tokens, children, judge, top)
     elif check.rule == "ratio":
         walk = _ratio(check, tokens, children, judge)
     else:
@@ -88,10 +90,14 @@ def verify(
     logprobs, alternatives = [], []
     places = [check.first - 1, *walk.accepted]
     describe = Outputs(token=False, logprob=False, top=top)
-    for place, token in zip(places, made, strict=False):
-        result = judge.answer(place, describe, given=token)
-        assert result.given is not None, result.error
-        logprobs.append(result.given)
+    answers = walk.answers or [
+        judge.answer(place, describe, given=token)
+        for place, token in zip(places, made, strict=False)
+    ]
+    for result in answers:
+        logprob = result.logprob if walk.answers else result.given
+        assert logprob is not None, result.error
+        logprobs.append(logprob)
         alternatives.append(result.top)
     return Verdict(
         accepted=walk.accepted, last=places[-1], tokens=made, logprobs=logprobs, top=alternatives
@@ -99,18 +105,20 @@ def verify(
 
 
 def _match(
-    check: Check, tokens: Seq[int], children: Mapping[int, list[int]], judge: Judge
+    check: Check, tokens: Seq[int], children: Mapping[int, list[int]], judge: Judge, top: int
 ) -> _Walk:
     accepted: list[int] = []
+    answers: list[RowResult] = []
     place = check.first - 1
     while True:
-        result = judge.answer(place, Outputs(logprob=False))
+        result = judge.answer(place, Outputs(top=top))
         if result.token is None:
-            return _Walk(accepted=accepted, after=None, problem=result.error)
+            return _Walk(accepted=accepted, after=None, problem=result.error, answers=answers)
+        answers.append(result)
         drawn = result.token
         place = next((c for c in children.get(place, ()) if tokens[c] == drawn), -1)
         if place < 0 or judge.ends(drawn):
-            return _Walk(accepted=accepted, after=drawn)
+            return _Walk(accepted=accepted, after=drawn, answers=answers)
         accepted.append(place)
 
 

@@ -157,6 +157,36 @@ def test_a_tree_may_hold_the_right_token_anywhere() -> None:
     assert again.tokens == fresh.generate(Request(prompt=follow, max_new_tokens=4)).tokens
 
 
+def test_the_history_tells_what_was_proposed_and_taken_back() -> None:
+    engine = tiny_engine(model=tiny_model(ends=False))
+    right = oracle(engine, max_new_tokens=6)
+
+    def half_right(text: Seq[int], limit: int) -> Draft:
+        first, *_, last = right(text, limit).tokens
+        return Draft(tokens=[first, (last + 1) % VOCABULARY, last], parents=[-1, 0, -1])
+
+    options = {"length": 2, "drafter": Scripted(make=half_right, nodes=3)}
+    answer = speculate(engine, half_right, options=options, max_new_tokens=6, history=True)
+    seen = [(entry.step, entry.place, entry.token) for entry in answer.choices[0].history]
+    tokens = answer.tokens
+    # After the prompt's pass the likelier path stands at places 1 and 2. The check takes the first
+    # of it and its own token in place of the second; the next draft begins behind both.
+    assert seen[:2] == [(1, 1, tokens[1]), (1, 2, (tokens[2] + 1) % VOCABULARY)]
+    assert seen[2] == (2, 3, tokens[3])
+    assert all(token is not None for _, _, token in seen)
+
+    def all_wrong(text: Seq[int], limit: int) -> Draft:
+        return Draft(tokens=[(token + 1) % VOCABULARY for token in right(text, limit).tokens])
+
+    options = {"length": 2}
+    answer = speculate(engine, all_wrong, options=options, max_new_tokens=4, history=True)
+    seen = [(entry.step, entry.place, entry.token) for entry in answer.choices[0].history]
+    one, two = (((token + 1) % VOCABULARY) for token in tokens[1:3])
+    # The check's own token takes the first proposal's place, and the second is taken back.
+    assert seen == [(1, 1, one), (1, 2, two), (2, 2, None), (2, 2, two)]
+    assert speculate(engine, all_wrong, options=options, max_new_tokens=4).choices[0].history == ()
+
+
 def test_drafts_of_all_lengths_share_a_pass_with_plain_requests() -> None:
     engine = tiny_engine(model=tiny_model(ends=False))
     right = oracle(engine)

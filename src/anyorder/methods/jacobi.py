@@ -35,6 +35,9 @@ class Jacobi(Method):
                 # One token more than the guesses becomes final.
                 room = context.max_new_tokens - (len(text) - len(context.prompt)) - 1
                 guesses = self._guess(text, answers)[:room]
+                first_place = len(text) - len(context.prompt)
+                places = range(first_place, first_place + len(guesses))
+                context.preview(places, guesses)
                 new = text[cached:]
                 result = yield from forward(
                     sequence,
@@ -53,6 +56,8 @@ class Jacobi(Method):
                     num_drafted=len(verdict.accepted),
                 )
                 text += verdict.tokens
+                rejected = places[len(verdict.tokens) :]
+                context.preview(rejected, [None] * len(rejected))
                 cached = len(text) - 1
                 answers = result.tokens[len(verdict.tokens) :]
 

@@ -90,6 +90,10 @@ class Speculative(Method):
                 limit = min(room, self._length(context, session, lengths))
                 draft = (yield from session.propose(text, limit)) if limit > 0 else NO_DRAFT
                 self._validate(draft, context)
+                first_place = len(text) - len(context.prompt)
+                proposed = _likeliest_path(draft)
+                places = range(first_place, first_place + len(proposed))
+                context.preview(places, proposed)
                 check = Check(
                     first=1,
                     rule=self.acceptance if coupled or draws else "match",
@@ -119,6 +123,8 @@ class Speculative(Method):
                     num_drafted=num_accepted,
                 )
                 text += verdict.tokens
+                rejected = places[len(verdict.tokens) :]
+                context.preview(rejected, [None] * len(rejected))
                 if lengths is not None:
                     lengths.record(draft.grade, _depth(draft), num_accepted)
         if lengths is not None and lengths.num_plain > lengths.num_steps / 2:
@@ -149,6 +155,18 @@ class Speculative(Method):
                     f"drafter {lookup.name_of(self.drafter)} proposed token {token}; "
                     f"{context.abilities.name} has ids 0 to {size - 1}."
                 )
+
+
+def _likeliest_path(draft: Draft) -> list[int]:
+    """The tokens of a chain, or of a tree's first child of a first child and so on."""
+    if draft.parents is None:
+        return list(draft.tokens)
+    path, node = [], -1
+    for child, parent in enumerate(draft.parents):
+        if parent == node:
+            path.append(draft.tokens[child])
+            node = child
+    return path
 
 
 def _depth(draft: Draft) -> int:

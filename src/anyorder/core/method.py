@@ -69,6 +69,8 @@ class Abilities:
     token_shift: bool = False
     """Of networks with a mask token: is a place told by the token before it, instead of by the
     mask that stands there?"""
+    closing_tokens: tuple[int, ...] = ()
+    """What stands behind the canvas in a pass that shows all of it ([SEP]); they end a text."""
     source_length: int = 0
     """Most tokens that its encoder reads; 0: it has none."""
     num_lengths: int = 0

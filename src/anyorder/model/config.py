@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from anyorder.core.errors import CheckpointError
-from anyorder.core.method import TextRules
+from anyorder.core.method import AttentionKind, TextRules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 """gelu is the exact one (erf), gelu_tanh its tanh approximation."""
@@ -158,6 +158,17 @@ class ModelConfig:
     encoder: ModelConfig | None = None
     """What every layer cross-attends to after its self-attention."""
     text_rules: TextRules = field(default_factory=TextRules)
+
+    # What the weights were trained for
+    attention: frozenset[AttentionKind] = frozenset({"causal"})
+    mask_token: int | None = None
+    """For a masked place; None: what the tokenizer says, if anything."""
+    block_size: int = 0
+    """Tokens of a block, of networks that denoise in blocks."""
+    token_shift: bool = False
+    """Is a masked place told by the token before it?"""
+    closes_texts: bool = False
+    """Does what the tokenizer puts behind a text stand behind every canvas?"""
 
     # Attention
     num_heads: int

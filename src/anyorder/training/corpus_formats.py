@@ -98,6 +98,29 @@ def standard_library(folders: Sequence[Path]) -> Iterator[Row]:
             yield {"text": text, "title": inside.as_posix()}
 
 
+# ------------------------------------------------------------------------------------- definitions
+_KINDS = {
+    **{4: "act", 5: "animal", 6: "artifact", 7: "attribute", 9: "cognition", 10: "communication"},
+    **{13: "food", 14: "group", 15: "location", 18: "person", 20: "plant", 26: "state"},
+    27: "substance",
+}
+"""WordNet's lexicographer files of more than 2,500 nouns, by number (lexnames(5WN))."""
+
+
+def definitions(folders: Sequence[Path]) -> Iterator[Row]:
+    """What WordNet says a noun means, without the word and without examples, and as what follows it
+    the kind of thing: the lexicographer file that it stands in (wndb(5WN))."""
+    lines = only(folders[0], "usr/share/wordnet/data.noun")[0].read_text("utf-8").splitlines()
+    for line in lines:
+        if line.startswith(" "):  # the licence
+            continue
+        data, _, gloss = line.partition(" | ")
+        kind = _KINDS.get(int(data.split(" ", 2)[1]))
+        definition = gloss.partition('; "')[0].strip()
+        if kind is not None and definition:
+            yield {"prompt": definition, "text": kind}
+
+
 # ------------------------------------------------------------------------------------------ bible
 def bible(folders: Sequence[Path]) -> Iterator[Row]:
     """One document a chapter, one line a verse."""

@@ -33,6 +33,8 @@ class Architecture:
     gguf_names: ClassVar[NameMap] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
     """Endings of tensors in published checkpoints that hold no weights of the network."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Endings of tensors' names in older checkpoints, and how they end today."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Tensors that a checkpoint may lack; all zeros then."""
 

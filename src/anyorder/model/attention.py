@@ -47,6 +47,7 @@ class Attention(nn.Module):
         self.pattern = sdpa.Pattern(
             scale=config.layers[layer].attention_scale,
             window=config.layers[layer].window,
+            window_ahead=config.layers[layer].window_ahead,
             slopes=alibi_slopes(config.num_heads) if config.alibi else None,
             relative=relative,
         )

@@ -136,6 +136,10 @@ class LayerConfig:
     rope: Rope | None = None
     window: int | None = None
     """A token sees itself and at most the `window - 1` positions before it; None: all."""
+    window_ahead: bool = False
+    """Does the window reach as far ahead, where tokens see what is ahead?"""
+    attention_norm: bool = True
+    """Is there a norm before attention, where the family has one there?"""
     attention_scale: float
     """Queries times keys are multiplied by it."""
     experts: Experts | None = None
@@ -213,12 +217,17 @@ class ModelConfig:
     """Rows of a learned position table; 0: none."""
     position_offset: int = 0
     """Row of position 0 in that table."""
+    token_types: int = 0
+    """Rows of a table whose first row is added to every embedding; 0: none."""
     sinusoidal_positions: bool = False
     """Sines, then cosines, of the position are added to the embedding (arXiv 1706.03762)."""
     tied_embeddings: bool = True
     head_bias: bool = False
     logit_bias: bool = False
     """Logits have a bias of their own, whatever the head."""
+    head_transform: Activation | None = None
+    """Before the head lie a square layer, this activation and a norm (BERT); None: they do not."""
+    head_transform_bias: bool = True
     logit_scale: float = 1.0
     """Final hidden states are multiplied by it on their way to the head."""
     link_heads: int = 0

@@ -8,7 +8,7 @@ that loading needs the size of the network and one tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,8 @@ Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
 _LINKS = ("link_head.query", "link_head.key", "link_head.gate")
-_OUTSIDE = ("head", "logit_bias", "length_head", *_LINKS)
+_TRANSFORM = ("head_transform.dense", "head_transform.norm")
+_OUTSIDE = ("head", "logit_bias", "length_head", *_TRANSFORM, *_LINKS)
 """Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
@@ -44,8 +45,10 @@ def load_network(
     """
     with torch.device("meta"):
         network = Transformer(config) if config.encoder is None else EncoderDecoder(config)
-    names, prefix = name_map(config, source)
     family = architecture(config.architecture)
+    if family.aliases:
+        source = _Renamed(source, family.aliases)
+    names, prefix = name_map(config, source)
     ignored = family.ignored
     if config.tied_embeddings:
         head = names["head"]
@@ -64,6 +67,30 @@ def load_network(
         progress=progress,
     )
     return network.eval()
+
+
+class _Renamed:
+    """`naming.TensorSource` under today's names."""
+
+    def __init__(self, source: TensorSource, aliases: Mapping[str, str]) -> None:
+        self.format = source.format
+        self._source = source
+        self._names = {}
+        for name in source.names():
+            old = next((ending for ending in aliases if name.endswith(ending)), "")
+            self._names[name.removesuffix(old) + aliases.get(old, "")] = name
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        return self._source.shape(self._names[name])
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values."""
+        return self._source.read(self._names[name], out=out)
 
 
 def fill(

@@ -53,6 +53,8 @@ class Stored:
     """Weights lie [in, out]."""
     order: RowOrder | None = None
     """Puts the stored rows into our order."""
+    stacked: bool = False
+    """Has the tensor a first dimension of 1 beyond the part's?"""
     suffixed: bool = True
     """Is the name followed by ".weight" or ".bias"?"""
 
@@ -131,13 +133,34 @@ _BART_STACK = {
 BART_NAMES: NameMap = {
     "embedding": "shared",
     "head": "lm_head",
-    "logit_bias": Stored(name="final_logits_bias", suffixed=False),
+    "logit_bias": Stored(name="final_logits_bias", stacked=True, suffixed=False),
     "length_head": "length_head",
     **{f"link_head.{part}": f"link_head.{part}" for part in ("query", "key", "gate")},
     **{part: f"decoder.{name}" for part, name in _BART_STACK.items()},
     **{f"encoder.{part}": f"encoder.{name}" for part, name in _BART_STACK.items()},
 }
 """BART's, and those of its relatives mBART and Marian."""
+
+BERT_NAMES: NameMap = {
+    "embedding": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    **{
+        f"layers.{{layer}}.{part}": f"encoder.layer.{{layer}}.{name}"
+        for part, name in {
+            "attention.q": "attention.self.query",
+            "attention.k": "attention.self.key",
+            "attention.v": "attention.self.value",
+            "attention.out": "attention.output.dense",
+            "attention_residual_norm": "attention.output.LayerNorm",
+            "mlp.up": "intermediate.dense",
+            "mlp.down": "output.dense",
+            "mlp_residual_norm": "output.LayerNorm",
+        }.items()
+    },
+}
+"""BERT's, and RoBERTa's, their heads aside."""
 
 QWEN_MOE_NAMES: NameMap = {
     **LLAMA_NAMES,

@@ -111,6 +111,8 @@ def named_tensors(
                 piece = piece[places.argsort().to(piece.device)]
             if part.stored.transposed:
                 piece = piece.T
+            if part.stored.stacked:
+                piece = piece[None]
             tensors[part.tensor] = piece.contiguous()
     return tensors
 

@@ -19,8 +19,8 @@ from anyorder.model.attention import Attention, CrossAttention
 from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
-from anyorder.model.config import ModelConfig, NormPlacement, Rope
-from anyorder.model.layers import Mlp, make_norm
+from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
+from anyorder.model.layers import ACTIVATIONS, Mlp, make_norm
 from anyorder.model.moe import MixtureOfExperts
 from anyorder.model.relative import RelativeBias
 from anyorder.model.rotary import Rotation, rotation
@@ -37,13 +37,14 @@ class Layer(nn.Module):
         def norm_if(*placements: NormPlacement) -> nn.Module | None:
             return make_norm(config, config.width) if config.norm_placement in placements else None
 
+        normed = config.layers[index].attention_norm
         self.parallel = config.parallel_residual
         self.attention = Attention(config, index, relative)
         experts = config.layers[index].experts
         self.mlp: nn.Module = (
             Mlp(config, config.mlp_width) if experts is None else MixtureOfExperts(config, experts)
         )
-        self.attention_norm = norm_if("before", "around")
+        self.attention_norm = norm_if("before", "around") if normed else None
         self.attention_out_norm = norm_if("around", "after_branch")
         self.attention_residual_norm = norm_if("after_residual")
         self.cross: CrossAttention | None = None
@@ -108,6 +109,8 @@ class Transformer(nn.Module):
         self.embedding = make_embedding(config.vocabulary_size, embedding_width)
         if config.learned_positions:
             self.positions = make_embedding(config.learned_positions, config.width)
+        if config.token_types:
+            self.token_types = make_embedding(config.token_types, config.width)
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, config.width)
         if config.embedding_width is not None:
@@ -124,6 +127,8 @@ class Transformer(nn.Module):
         self.quantized_head: QuantizedLinear | None = None
         """What reads out tied embeddings, where weights are quantised."""
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
+        if config.head_transform is not None:
+            self.head_transform = HeadTransform(config, config.head_transform)
         if config.logit_bias:
             self.logit_bias = LogitBias(config.vocabulary_size)
         if not config.tied_embeddings:
@@ -217,6 +222,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
+        if self.config.head_transform is not None:
+            hidden_MW = self.head_transform(hidden_MW)
         if self.config.logit_scale != 1.0:
             hidden_MW = hidden_MW * self.config.logit_scale
         if self.quantized_head is not None:
@@ -255,6 +262,8 @@ class Transformer(nn.Module):
             x_NW = self.project_in(x_NW)
         if config.learned_positions:
             x_NW = x_NW + self.positions(batch.positions_N + config.position_offset)
+        if config.token_types:
+            x_NW = x_NW + self.token_types.weight[0]
         if config.sinusoidal_positions:
             x_NW = x_NW + sinusoids(batch.positions_N, config.width).to(x_NW.dtype)
         if config.embedding_norm:
@@ -262,12 +271,26 @@ class Transformer(nn.Module):
         return x_NW
 
 
+class HeadTransform(nn.Module):
+    """What BERT has between its layers and its head: norm(activation(dense(x)))."""
+
+    def __init__(self, config: ModelConfig, activation: Activation) -> None:
+        super().__init__()
+        self.dense = Linear(config.width, config.width, bias=config.head_transform_bias)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = make_norm(config, config.width)
+
+    def forward(self, x_MW: torch.Tensor) -> torch.Tensor:
+        """Same shape as `x_MW`."""
+        return self.norm(self.activation(self.dense(x_MW)))  # type: ignore[no-any-return]
+
+
 class LogitBias(nn.Module):
-    """A bias of logits beside any head, [1, V]."""
+    """A bias of logits beside any head, [V]."""
 
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, vocabulary_size))
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 
 
 def sinusoids(positions_N: torch.Tensor, width: int) -> torch.Tensor:

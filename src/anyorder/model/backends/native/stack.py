@@ -124,6 +124,7 @@ class LayerStack:
             and not config.head_width % _REGISTER
             and not config.mlp_width % _REGISTER
             and all(layer.experts is None for layer in config.layers)
+            and all(layer.attention_norm and not layer.window_ahead for layer in config.layers)
             and all(layer.rope is None or not layer.rope.width % 2 for layer in config.layers)
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from anyorder.core import lookup
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
 _DRAWS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 """Controls of draws, and what switches them off."""
+_READS_TEXT = {
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram": 0,
+    "bad_words": (),
+    "guide": None,
+}
+"""Controls that depend on the text around a token, and what switches them off."""
 AttentionKind = Literal["causal", "bidirectional"]
+VertexKind = Literal["linked", "single"]
+DecodingOptions = Mapping[str, Mapping[str, object]]
+"""By method, the options that a model's authors decode with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,8 @@ class Abilities:
     token_shift: bool = False
     """Of networks with a mask token: is a place told by the token before it, instead of by the
     mask that stands there?"""
+    decoding: DecodingOptions = field(default_factory=dict, hash=False)
+    """Which options its authors decode with: a method's defaults on this model."""
     closing_tokens: tuple[int, ...] = ()
     """What stands behind the canvas in a pass that shows all of it ([SEP]); they end a text."""
     source_length: int = 0
@@ -90,6 +105,13 @@ class Abilities:
     fill_token: int | None = None
     """Fills up a text's last patch."""
 
+    @property
+    def vertices(self) -> VertexKind | None:
+        """What a decoder that writes in one pass writes: a graph of vertices or a row of them."""
+        if not self.vertices_per_token:
+            return None
+        return "linked" if self.num_links else "single"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -100,6 +122,8 @@ class Needs:
     heads: bool = False
     patches: bool = False
     plans: bool = False
+    vertices: VertexKind | None = None
+    """A decoder that lays out places in one pass: linked, as a graph, or single, as a row."""
     roles: tuple[str, ...] = ("target",)
 
     @property
@@ -110,6 +134,7 @@ class Needs:
         words += ["further prediction heads"] * self.heads
         words += ["patches of tokens"] * self.patches
         words += ["the tags of plans"] * self.plans
+        words += [f"a decoder of {self.vertices} vertices"] * bool(self.vertices)
         words += [f"a {role} model" for role in self.roles if role != "target"]
         return ", ".join(words)
 
@@ -125,6 +150,10 @@ class Needs:
             return f"tokens one by one; {abilities.name} reads patches of {abilities.patch_size}"
         if self.plans and abilities.plan_tokens is None:
             return f"the tags of plans as control tokens; {abilities.name} lacks some"
+        if self.vertices != abilities.vertices:
+            wanted = f"a decoder of {self.vertices} vertices" if self.vertices else "a text decoder"
+            found = f"of {abilities.vertices} vertices" if abilities.vertices else "of text"
+            return f"{wanted}; that of {abilities.name} is one {found}"
         if self.attention not in abilities.attention:
             kinds = " and ".join(sorted(abilities.attention))
             return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
@@ -262,6 +291,17 @@ class Method:
                 raise InvalidRequest(
                     f"{lookup.name_of(self)} takes the best scores and draws nothing: leave {name} "
                     f"at {neutral:g}."
+                )
+
+    def refuse_history(self, request: Request) -> None:
+        """For methods that tell tokens before it is known which others stand in the text: raise
+        InvalidRequest for controls that depend on those."""
+        for name, neutral in _READS_TEXT.items():
+            given = getattr(request, name)
+            if given != neutral and (given or neutral):
+                raise InvalidRequest(
+                    f"{lookup.name_of(self)} tells all tokens at once and cannot honour {name}, "
+                    f"which depends on the text around them; leave it at {neutral!r}."
                 )
 
     def decode(self, context: Context) -> Decoding:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from anyorder.core.errors import CheckpointError
-from anyorder.core.method import AttentionKind, TextRules
+from anyorder.core.method import AttentionKind, DecodingOptions, TextRules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 """gelu is the exact one (erf), gelu_tanh its tanh approximation."""
@@ -119,13 +119,36 @@ class Experts:
     width: int
     normalize: bool
     """Make the chosen experts' weights add up to 1."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes weights of the router's outputs: of all experts together, or of each alone."""
+    choice_bias: bool = False
+    """Is a number of each expert's own added to its weight where experts are chosen, and only
+    there? (DeepSeek-V3, arXiv 2412.19437)"""
+    num_groups: int = 1
+    groups_per_token: int = 1
+    """Experts are chosen from so many groups, those whose two best experts' weights add up to
+    most."""
+    scale: float = 1.0
+    """The chosen experts' weights are multiplied by it in the end."""
     shared_width: int = 0
     """Inner width of an expert that every token visits; 0: there is none."""
+    shared_gate: bool = True
+    """Is the shared expert's output scaled by a gate?"""
 
     def __post_init__(self) -> None:
         if self.per_token > self.num:
             raise CheckpointError(
                 f"each token is to visit {self.per_token} experts, but there are {self.num}."
+            )
+        if self.num % self.num_groups or self.groups_per_token > self.num_groups:
+            raise CheckpointError(
+                f"{self.num} experts cannot form {self.num_groups} equal groups, of which each "
+                f"token visits {self.groups_per_token}."
+            )
+        if self.per_token > self.num // self.num_groups * self.groups_per_token:
+            raise CheckpointError(
+                f"{self.groups_per_token} groups of {self.num // self.num_groups} experts do not "
+                f"hold the {self.per_token} that each token is to visit."
             )
 
 
@@ -171,6 +194,8 @@ class ModelConfig:
     """Tokens of a block, of networks that denoise in blocks."""
     token_shift: bool = False
     """Is a masked place told by the token before it?"""
+    decoding: DecodingOptions = field(default_factory=dict, hash=False)
+    """See Abilities."""
     closes_texts: bool = False
     """Does what the tokenizer puts behind a text stand behind every canvas?"""
 

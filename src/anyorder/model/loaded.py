@@ -127,6 +127,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         attention=config.attention,
         block_size=config.block_size,
         token_shift=config.token_shift,
+        decoding=config.decoding,
         closing_tokens=closing,
         num_layers=len(config.layers),
         mask_token=mask_token,

@@ -1,0 +1,45 @@
+"""Dream-7B (arXiv 2508.15487): Qwen2.5 that sees both sides, with its token shift kept.
+
+Masked diffusion; a place is told by the token before it. Planned Diffusion (arXiv 2510.18087) is
+published in this layout too, with six more tokens. The authors decode by `masked_diffusion`:
+`alg=entropy`, which they recommend and which is the default on these checkpoints, is
+`commit=entropy`; `maskgit_plus` is `commit=confidence`, `topk_margin` is `commit=margin`, `origin`
+is `commit=ancestral`, and `alg_temp` is `commit.noise`. Their numbers of places a step come from
+`schedule=late`. They recommend temperature 0.2 and top_p 0.95.
+
+Their confidence is that of the distribution after temperature and truncation, ours that of the
+model; at temperature 0 these are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from anyorder.model.architecture import Architecture
+from anyorder.model.architectures.qwen2 import Qwen2
+from anyorder.model.config import ModelConfig
+from anyorder.model.fields import Fields
+from anyorder.model.naming import LLAMA_NAMES, NameMap
+
+_MASK = 151666
+
+
+class Dream(Architecture):
+    """The names and fields of Qwen2."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("Dream",)
+    prefixes: ClassVar[tuple[str, ...]] = ("model.",)
+    names: ClassVar[NameMap] = LLAMA_NAMES
+
+    @classmethod
+    def config(cls, fields: Fields) -> ModelConfig:
+        config = Qwen2.config(fields)
+        return replace(
+            config,
+            architecture="dream",
+            attention=frozenset({"bidirectional"}),
+            mask_token=fields.mask_token(config.vocabulary_size, _MASK),
+            token_shift=True,
+            decoding={"masked_diffusion": {"commit": "entropy"}},
+        )

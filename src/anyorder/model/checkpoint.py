@@ -14,6 +14,7 @@ from anyorder.core.errors import CheckpointError
 from anyorder.model.architecture import for_gguf_type, for_model_type
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
+from anyorder.model.int8 import METHOD
 from anyorder.model.naming import TensorSource
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
 
@@ -74,7 +75,8 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
     """
     data = read_json(folder / "config.json")
     fields = Fields(data, str(folder / "config.json"))
-    if fields.has("quantization_config"):
+    quantization = data.get("quantization_config")
+    if quantization is not None and quantization != METHOD:
         raise CheckpointError(
             f"{folder} holds quantised safetensors, which are not supported; use its original "
             "weights or a .gguf file."

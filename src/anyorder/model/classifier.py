@@ -262,7 +262,9 @@ def save_classifier(
     }
     with whole_folder(folder) as partial:
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps({**fields, "tie_word_embeddings": True, _KEY: own}, indent=2)
+        config = {**fields, "tie_word_embeddings": True, _KEY: own}
+        config.pop("quantization_config", None)  # of what it went on from
+        text = json.dumps(config, indent=2)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():

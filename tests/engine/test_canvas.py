@@ -423,7 +423,7 @@ def test_a_canvas_is_text_or_ids(canvas: Any) -> None:
 
 
 def test_methods_that_cannot_fill_one_are_refused() -> None:
-    with pytest.raises(UnsupportedMethod, match=r"autoregressive writes from left to right .*: "):
+    with pytest.raises(UnsupportedMethod, match="autoregressive cannot fill in a canvas.* can: "):
         masked_engine().generate(Request(prompt=[1], canvas=[None, 3]))
 
 

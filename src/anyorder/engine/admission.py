@@ -110,8 +110,8 @@ class Admission:
         if not method.fills_canvas:
             able = [n for n in self.usable_methods() if _find(n).fills_canvas]
             raise UnsupportedMethod(
-                f"{request.method} writes from left to right and cannot fill a canvas. Methods of "
-                f"this model that can: {', '.join(able) or 'none'}."
+                f"{request.method} cannot fill in a canvas. Methods of this model that can: "
+                f"{', '.join(able) or 'none'}."
             )
         canvas = self._encode_canvas(request.canvas)
         if None not in canvas:

@@ -15,7 +15,8 @@ temperature 1 that samples the network's own distribution as `steps` grow.
 chooses stand until the next pass, the others become random tokens again (DiffusionGemma, with the
 entropy bound of arXiv 2505.24857). It ends early when all were chosen and none changed.
 
-Penalties and bans see the prompt and fixed tokens. Tokens that may not stand together (banned
+Penalties and bans see the prompt and fixed tokens; penalties for what was generated are refused
+where none are fixed. Tokens that may not stand together (banned
 sequences, n-grams) are drawn again at the end, the likelier ones first. Not here: self-conditioning
 and a temperature that changes with the steps.
 """
@@ -27,6 +28,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
+from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
     BIDIRECTIONAL,
     CanvasRows,
@@ -38,6 +40,7 @@ from anyorder.core.forward import (
 )
 from anyorder.core.method import Context, Method, Needs
 from anyorder.core.options import Part, Range
+from anyorder.core.request import Request
 from anyorder.core.sequence import Sequence
 from anyorder.sampling.denoising import candidates
 from anyorder.sampling.unmasking import Commit, Schedule, Step, open_share
@@ -61,6 +64,16 @@ class UniformDiffusion(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional")
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+
+    def check(self, request: Request) -> None:
+        """Nothing but fixed tokens counts as generated before."""
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(request, name) and request.canvas is None:
+                raise InvalidRequest(
+                    f"uniform_diffusion draws all tokens anew in every pass, so {name} finds none "
+                    "generated before; leave it at 0, or use repetition_penalty, which counts the "
+                    "prompt's."
+                )
 
     def decode(self, context: Context) -> Decoding:
         if context.finished:

@@ -161,3 +161,20 @@ def test_what_is_not_supported_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(CheckpointError, match=r"support|position"):
         load(tmp_path)
+
+
+def test_first_configurations_of_modernbert(tmp_path: Path) -> None:
+    """Which layers are local, and the bases of their rotary positions, were numbers by name."""
+    reference("modernbert").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    new = open_folder(tmp_path)[0]
+    del fields["layer_types"], fields["rope_parameters"]
+    fields |= {
+        "global_attn_every_n_layers": 3,
+        "local_rope_theta": 10_000.0,
+        "global_rope_theta": 160_000.0,
+    }
+    path.write_text(json.dumps(fields))
+    assert open_folder(tmp_path)[0] == new
+    assert [layer.window for layer in new.layers] == [None, 6, 6, None]

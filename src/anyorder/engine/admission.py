@@ -147,13 +147,16 @@ class Admission:
                 tokens += tokenizer.encode(canvas[end : gap.start()], add_special=False)
                 tokens += [None] * int(gap[1] or 1)
                 end = gap.end()
-            return [*tokens, *tokenizer.encode(canvas[end:], add_special=False)]
-        self._check_ids("canvas", [token for token in canvas if token is not None])
+            tokens += tokenizer.encode(canvas[end:], add_special=False)
+        else:
+            self._check_ids("canvas", [token for token in canvas if token is not None])
+            tokens = list(canvas)
         mask_token = self._target.abilities.mask_token
-        return [None if token == mask_token else token for token in canvas]
+        return [None if token == mask_token else token for token in tokens]
 
-    def guide(self, request: Request) -> GuideState | None:
+    def guide(self, prepared: Prepared) -> GuideState | CanvasGuide | None:
         """A fresh state of the request's guide; compiled once, remembered for the next request."""
+        request = prepared.request
         if request.guide is None:
             return None
         tokenizer = self._require_tokenizer("a guide")
@@ -177,6 +180,9 @@ class Admission:
         """Token ids of text, chat messages or ids; at least one, all inside the vocabulary."""
         if isinstance(prompt, str):
             tokens = self._require_tokenizer(f"a {name} given as text").encode(prompt)
+            closing = self._target.abilities.closing_tokens
+            if closing and tuple(tokens[-len(closing) :]) == closing:
+                del tokens[-len(closing) :]  # the text goes on; they stand behind all of it
         elif not prompt:
             tokens = []
         elif all(isinstance(item, Mapping) for item in prompt):
@@ -244,7 +250,9 @@ class Admission:
     ) -> int:
         """How many tokens may be made, within context and pool."""
         abilities = self._target.abilities
-        context, pool = abilities.context_length, self._target.num_cache_tokens
+        num_closing = len(abilities.closing_tokens)
+        context = abilities.context_length - num_closing
+        pool = self._target.num_cache_tokens - num_closing
         room = context - len(prompt)
         if room < (1 if wanted is None else min(wanted, 1)):
             raise ContextOverflow(

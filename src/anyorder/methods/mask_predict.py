@@ -135,7 +135,11 @@ class _Candidate:
         first = len(prompt) - context.abilities.token_shift
         return ForwardRequest(
             sequence=self._sequence,
-            tokens=[*prompt, *(mask_token if t is None else t for t in self.board)],
+            tokens=[
+                *prompt,
+                *(mask_token if t is None else t for t in self.board),
+                *context.abilities.closing_tokens,
+            ],
             start=0,
             attention=BIDIRECTIONAL,
             rows=[first + place for place in masked],

@@ -91,7 +91,7 @@ class MaskedDiffusion(Method):
                 canvas = [mask_token if token is None else token for token in text]
                 result = yield from forward(
                     sequence,
-                    [*prompt, *canvas],
+                    [*prompt, *canvas, *context.abilities.closing_tokens],
                     0,
                     attention=BIDIRECTIONAL,
                     rows=[len(prompt) + place - shift for place in places],

@@ -147,7 +147,7 @@ class _Canvas:
         given = tuple(self._tokens[place] for place in places)
         result = yield from forward(
             sequence,
-            [*prompt, *self._tokens],
+            [*prompt, *self._tokens, *self._context.abilities.closing_tokens],
             0,
             attention=BIDIRECTIONAL,
             rows=[first + place for place in places],

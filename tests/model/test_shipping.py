@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -14,12 +15,21 @@ from tests.model import checkpoints, seq2seq
 from tests.training.runs import byte_tokenizer
 
 import anyorder
-from anyorder.core.errors import CheckpointError, ModelUnavailable, UnknownName, UserError
+from anyorder.cli.model_flags import DEFAULT_MODEL
+from anyorder.core import lookup
+from anyorder.core.errors import (
+    CheckpointError,
+    ModelUnavailable,
+    UnknownName,
+    UnsupportedMethod,
+    UserError,
+)
 from anyorder.model import catalog, shipping
 from anyorder.model.calm import load_calm, make_calm
 from anyorder.model.calm_autoencoder import AutoencoderSizes, CalmAutoencoder, start
 from anyorder.model.checkpoint import open_folder
-from anyorder.model.classifier import Classifier, load_classifier, save_classifier
+from anyorder.model.classifier import Classifier, is_classifier, load_classifier, save_classifier
+from anyorder.model.drafters.loading import drafter_loader
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.loaded import load, load_draft
 from anyorder.model.loading import load_network
@@ -163,6 +173,7 @@ def test_a_run_is_packed_with_its_recipe_and_metrics(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     size = pack(run, folder, description="a test", licence="MIT")
     assert size == sum(path.stat().st_size for path in folder.iterdir())
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
     assert json.loads((folder / "recipe.json").read_text()) == {"run": {"steps": 12}}
     assert (folder / "metrics.jsonl").read_text() == json.dumps(lines[1]) + "\n"
     network = weights_of(run / "model")
@@ -250,3 +261,31 @@ def test_the_package_stays_small_and_takes_its_models_along() -> None:
     package = shipping.SHIPPED.parent
     packed = {path for pattern in patterns for path in package.glob(pattern)}
     assert packed.issuperset(files)
+
+
+DRAFTERS = [name for name, folder in shipped_models().items() if drafter_loader(folder)]
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_models() if name not in DRAFTERS])
+def test_every_shipped_model_runs(name: str) -> None:
+    folder, facts = shipped_models()[name], catalog.show(name)
+    assert facts.description and facts.licence and facts.num_parameters
+    assert {"recipe.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+    if is_classifier(folder):
+        (verdict,) = load_classifier(folder).classify([[5, 6, 7]], threshold=0.5)
+        assert verdict.num_layers
+        return
+    engine = anyorder.Engine(name)
+    texts = {}
+    for method in lookup.names("methods"):
+        with contextlib.suppress(UnsupportedMethod):
+            texts[method] = engine.generate("It was the", method=method, max_new_tokens=8)
+    assert any(out.report.num_new_tokens for out in texts.values()), "no method ran"
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_shipped_drafter_drafts(name: str) -> None:
+    engine = anyorder.Engine(DEFAULT_MODEL, draft=name)
+    out = engine.generate("Once upon a time", method="speculative", max_new_tokens=16)
+    assert out.report.mean_accepted_length is not None

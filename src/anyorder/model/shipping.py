@@ -55,6 +55,7 @@ def pack(run: Path, folder: Path, *, description: str, licence: str) -> int:
     with whole_folder(folder) as partial:
         weights = partial / "model.safetensors"
         save_file(_shrunk(tensors), weights, metadata={"format": "pt"})
+        weights.chmod(0o644)  # a package is installed for all users
         _write(partial / "config.json", {**config, "quantization_config": METHOD})
         _write(partial / ABOUT, about)
         for name in TOKENIZER_FILES:

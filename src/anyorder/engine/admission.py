@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
@@ -18,6 +17,7 @@ from anyorder.core.errors import (
 from anyorder.core.method import Method
 from anyorder.core.options import build
 from anyorder.core.request import CanvasLike, Prompt, Request
+from anyorder.engine.canvas_text import encode_canvas
 from anyorder.engine.handle import Prepared
 from anyorder.engine.roles import Role
 from anyorder.engine.text import EndRules
@@ -25,8 +25,6 @@ from anyorder.model.tokenizer import Tokenizer
 from anyorder.sampling.guide import GuideCompiler, GuideState
 
 DEFAULT_NEW_TOKENS = 256
-GAP = re.compile(r"<\|mask(?::(\d{1,9}))?\|>")
-"""Places to fill in, in a canvas given as text."""
 
 
 class Admission:
@@ -139,15 +137,11 @@ class Admission:
 
     def _encode_canvas(self, canvas: CanvasLike) -> list[int | None]:
         """Ids, and None where something is to be filled in; the mask token says that too."""
-        tokens: list[int | None] = []
+        tokens: list[int | None]
         if isinstance(canvas, str):
             tokenizer = self._require_tokenizer("a canvas given as text")
-            end = 0
-            for gap in GAP.finditer(canvas):
-                tokens += tokenizer.encode(canvas[end : gap.start()], add_special=False)
-                tokens += [None] * int(gap[1] or 1)
-                end = gap.end()
-            tokens += tokenizer.encode(canvas[end:], add_special=False)
+            name, context = self._target.abilities.name, self._target.abilities.context_length
+            tokens = encode_canvas(canvas, tokenizer, name=name, context=context)
         else:
             self._check_ids("canvas", [token for token in canvas if token is not None])
             tokens = list(canvas)

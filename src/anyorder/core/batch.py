@@ -82,6 +82,9 @@ class PackedBatch:
     that are there."""
     conditioning: tuple[tuple[int, torch.Tensor], ...] = ()
     """What stretches of rows are conditioned on, by their first row: [rows, any width]."""
+    noise_N: torch.Tensor | None = None
+    """float32; which share of the canvas that each token belongs to is noise, for networks that
+    look at it. None: they read no noise."""
     mixture: tuple[torch.Tensor, torch.Tensor] | None = None
     """Ids and weights [N, K each]: the network reads weighted sums of these tokens' embeddings, in
     place of the embeddings of `tokens_N` (training)."""

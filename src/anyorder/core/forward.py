@@ -341,6 +341,9 @@ class ForwardRequest:
     conditioning: torch.Tensor | None = None
     """[rows, any width] what the network reads beside the tokens, a row for each of them or for
     the first ones; for networks that do."""
+    noise: float | None = None
+    """Which share of the canvas that it shows is noise or masked, for networks that look at it.
+    None: it shows none."""
     memory: Sequence | None = None
     """An encoder's sequence, already run, that `sequence` cross-attends to from now on; given with
     `start` 0, and kept open as long. None: the one it has, which is the prompt's unless another was
@@ -362,7 +365,7 @@ class ForwardRequest:
     @property
     def reads_prefixes(self) -> bool:
         """May its first tokens be taken from the prefix cache instead of being run?"""
-        plain = self.layers is None and self.conditioning is None
+        plain = self.layers is None and self.conditioning is None and self.noise is None
         return plain and not self.outputs.features
 
     @property
@@ -412,6 +415,7 @@ def forward(
     canvas: CanvasRows | None = None,
     layers: int | None = None,
     conditioning: torch.Tensor | None = None,
+    noise: float | None = None,
     memory: Sequence | None = None,
 ) -> Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]:
     """One forward request and its result: `result = yield from forward(...)`."""
@@ -428,6 +432,7 @@ def forward(
             canvas=canvas,
             layers=layers,
             conditioning=conditioning,
+            noise=noise,
             memory=memory,
         )
     ]

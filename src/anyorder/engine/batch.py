@@ -55,6 +55,7 @@ def pack(
         num_layers=num_layers,
         taps=dict.fromkeys(sorted(taps)),
         conditioning=tuple(_conditioning(ordered)),
+        noise_N=_noise(ordered, device),
     )
     return batch, ordered
 
@@ -72,6 +73,14 @@ def _conditioning(ordered: Seq[Piece]) -> Iterator[tuple[int, torch.Tensor]]:
             if begin < stop:
                 yield first_row + begin - start, tensor[begin - position : stop - position]
         first_row += len(piece.tokens)
+
+
+def _noise(ordered: Seq[Piece], device: torch.device) -> torch.Tensor | None:
+    """Each row's share of noise; None where no request says one."""
+    if all(piece.job.request.noise is None for piece in ordered):
+        return None
+    shares = [share for p in ordered for share in [p.job.request.noise or 0.0] * len(p.tokens)]
+    return torch.tensor(shares, dtype=torch.float32, device=device)
 
 
 def _bucket(piece: Piece, index: int, store: PagedStore) -> tuple[int, ...]:

@@ -41,4 +41,5 @@ def unconditional(
         outputs=NOTHING,
         canvas=request.canvas,
         layers=request.layers,
+        noise=request.noise,
     )

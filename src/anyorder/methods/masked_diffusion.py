@@ -98,6 +98,7 @@ class MaskedDiffusion(Method):
                     outputs=outputs,
                     stream=stream,
                     canvas=CanvasRows(text=tuple(text), places=places),
+                    noise=text.count(None) / len(text),
                 )
                 return candidates(places, result)
 

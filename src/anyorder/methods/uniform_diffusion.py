@@ -97,11 +97,11 @@ class UniformDiffusion(Method):
                 places, stream = canvas.places, f"step {number}"
                 if self.sampler == "ancestral":
                     wanted = Outputs(chance=True)
-                    result = yield from canvas.ask(sequence, places, wanted, stream)
+                    result = yield from canvas.ask(sequence, places, wanted, stream, before)
                     canvas.undo(result, step, number)
                     continue
                 wanted = Outputs(entropy=self.commit.reads_entropy, margin=self.commit.reads_margin)
-                result = yield from canvas.ask(sequence, places, wanted, stream)
+                result = yield from canvas.ask(sequence, places, wanted, stream, before)
                 if canvas.renoise(result, self.commit, step, number):
                     break
             yield from canvas.settle(sequence)
@@ -139,6 +139,7 @@ class _Canvas:
         places: Seq[int],
         outputs: Outputs,
         stream: str,
+        noise: float,
         text: Seq[int | None] = (),
     ) -> Passes:
         """A pass that tells some places, and the odds of what stands there; `text` is final."""
@@ -154,6 +155,7 @@ class _Canvas:
             outputs=replace(outputs, given=given, top=self._context.request.logprobs),
             stream=stream,
             canvas=CanvasRows(text=text or self._fixed, places=places),
+            noise=noise,
         )
         self._others |= dict(zip(places, result.top, strict=False))
         return result

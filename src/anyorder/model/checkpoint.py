@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from anyorder.core.errors import CheckpointError
-from anyorder.model.architecture import for_gguf_type, for_model_type
+from anyorder.model.architecture import for_fields, for_gguf_type
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
 from anyorder.model.int8 import METHOD
@@ -90,7 +90,7 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
         start = rules.get("decoder_start_token_id", data.get("decoder_start_token_id"))
         data["decoder_start_token_id"] = rules.get("bos_token_id") if start is None else start
         data.update({name: rules.get(name) for name in _FORCED})
-    config = for_model_type(fields.text("model_type")).config(fields)
+    config = for_fields(fields).config(fields)
     return config, SafetensorsFolder(folder)
 
 

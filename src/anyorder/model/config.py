@@ -153,6 +153,16 @@ class Experts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Modulation:
+    """Norms and branches that follow how noisy a canvas is (see `model.modulation`)."""
+
+    width: int
+    """Of the vector that stands for the noise level."""
+    reads_noise: bool
+    """False: the level is 0, whatever the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """What may differ from layer to layer."""
 
@@ -190,6 +200,8 @@ class ModelConfig:
     attention: frozenset[AttentionKind] = frozenset({"causal"})
     mask_token: int | None = None
     """For a masked place; None: what the tokenizer says, if anything."""
+    knows_masks: bool = True
+    """False: it was trained without, whatever the tokenizer has."""
     block_size: int = 0
     """Tokens of a block, of networks that denoise in blocks."""
     token_shift: bool = False
@@ -229,6 +241,8 @@ class ModelConfig:
     norm_scale_offset: float = 0.0
     """What checkpoints leave off the norms' scale (Gemma: 1); added on loading."""
     norm_placement: NormPlacement = "before"
+    modulation: Modulation | None = None
+    """None: norms and branches are the same at all levels of noise. For norms before branches."""
     parallel_residual: bool = False
     """x + attention(norm(x)) + mlp(norm(x)), each with its own norm (GPT-NeoX)."""
     final_norm: bool = True

@@ -114,7 +114,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
     """What a network of this configuration can do with this tokenizer."""
     ends = config.end_tokens | (tokenizer.end_tokens if tokenizer is not None else frozenset())
     mask_token = config.mask_token
-    if mask_token is None and tokenizer is not None:
+    if mask_token is None and tokenizer is not None and config.knows_masks:
         mask_token = tokenizer.mask_token
     closing: tuple[int, ...] = ()
     if config.closes_texts and tokenizer is not None:

@@ -162,6 +162,23 @@ BERT_NAMES: NameMap = {
 }
 """BERT's, and RoBERTa's, their heads aside."""
 
+DIT_NAMES: NameMap = {
+    "embedding": Stored(name="vocab_embed.embedding", suffixed=False),
+    "noise_level.first": "sigma_map.mlp.0",
+    "noise_level.second": "sigma_map.mlp.2",
+    "final_norm": "output_layer.norm_final",
+    "final_modulation": "output_layer.adaLN_modulation",
+    "head": "backbone.output_layer.linear",
+    "layers.{layer}.attention_norm": "blocks.{layer}.norm1",
+    "layers.{layer}.attention.qkv": "blocks.{layer}.attn_qkv",
+    "layers.{layer}.attention.out": "blocks.{layer}.attn_out",
+    "layers.{layer}.mlp_norm": "blocks.{layer}.norm2",
+    "layers.{layer}.mlp.up": "blocks.{layer}.mlp.0",
+    "layers.{layer}.mlp.down": "blocks.{layer}.mlp.2",
+    "layers.{layer}.modulation": "blocks.{layer}.adaLN_modulation",
+}
+"""Of MDLM and its relatives."""
+
 QWEN_MOE_NAMES: NameMap = {
     **LLAMA_NAMES,
     "layers.{layer}.mlp.router": "layers.{layer}.mlp.gate",

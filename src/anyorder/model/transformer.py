@@ -21,6 +21,7 @@ from anyorder.model.backends.native.stack import LayerStack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
 from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
 from anyorder.model.layers import ACTIVATIONS, Mlp, make_norm
+from anyorder.model.modulation import NoiseLevel, modulated
 from anyorder.model.moe import MixtureOfExperts
 from anyorder.model.relative import RelativeBias
 from anyorder.model.rotary import Rotation, rotation
@@ -56,6 +57,8 @@ class Layer(nn.Module):
         self.mlp_norm = norm_if("before", "around")
         self.mlp_out_norm = norm_if("around", "after_branch")
         self.mlp_residual_norm = norm_if("after_residual")
+        if config.modulation is not None:
+            self.modulation = Linear(config.modulation.width, 6 * config.width, bias=True)
 
     def forward(
         self,
@@ -63,8 +66,11 @@ class Layer(nn.Module):
         rotation: Rotation | None,
         batch: PackedBatch,
         pool: KeyValuePool | None,
+        level_NC: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Same shape as `x_NW`."""
+        """Same shape as `x_NW`; `level_NC` is for networks with a modulation."""
+        if level_NC is not None:
+            return self._modulated(x_NW, rotation, batch, pool, level_NC)
         branch_NW = self.attention(self.normalize(x_NW), rotation, batch, pool)
         if self.cross is None:
             return self.merge(x_NW, branch_NW)
@@ -73,6 +79,21 @@ class Layer(nn.Module):
         sum_NW = _apply(self.cross_out_norm, branch_NW).add_(sum_NW)
         sum_NW = _apply(self.cross_residual_norm, sum_NW)
         return self._transformed(sum_NW, sum_NW)
+
+    def _modulated(
+        self,
+        x_NW: torch.Tensor,
+        rotation: Rotation | None,
+        batch: PackedBatch,
+        pool: KeyValuePool | None,
+        level_NC: torch.Tensor,
+    ) -> torch.Tensor:
+        """After both branches, as the noise level has them."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(level_NC).chunk(6, -1)
+        read_NW = modulated(self.normalize(x_NW), shift, scale)
+        x_NW = torch.addcmul(x_NW, gate, self.attention(read_NW, rotation, batch, pool))
+        read_NW = modulated(_apply(self.mlp_norm, x_NW), mlp_shift, mlp_scale)
+        return torch.addcmul(x_NW, mlp_gate, self.mlp(read_NW))
 
     def normalize(self, x_NW: torch.Tensor) -> torch.Tensor:
         """What attention reads of the residual stream."""
@@ -127,6 +148,9 @@ class Transformer(nn.Module):
         self.quantized_head: QuantizedLinear | None = None
         """What reads out tied embeddings, where weights are quantised."""
         self.final_norm = make_norm(config, config.width) if config.final_norm else nn.Identity()
+        if config.modulation is not None:
+            self.noise_level = NoiseLevel(config.modulation)
+            self.final_modulation = Linear(config.modulation.width, 2 * config.width, bias=True)
         if config.head_transform is not None:
             self.head_transform = HeadTransform(config, config.head_transform)
         if config.logit_bias:
@@ -188,14 +212,19 @@ class Transformer(nn.Module):
         rotations = {
             rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
         }
+        level_NC = None
+        if self.config.modulation is not None:
+            level_NC = self.noise_level(batch.noise_N, x_NW)
         last = batch.num_layers or len(self.layers)
         done = 0
         for stop in sorted({*(tap for tap in batch.taps if tap < last), last}):
-            x_NW = self._run_layers(x_NW, rotations, batch, pool, done, stop)
+            x_NW = self._run_layers(x_NW, rotations, batch, pool, done, stop, level_NC)
             if stop in batch.taps:
                 batch.taps[stop] = x_NW
             done = stop
         x_NW = self.final_norm(x_NW)
+        if level_NC is not None:
+            x_NW = modulated(x_NW, *self.final_modulation(level_NC).chunk(2, dim=-1))
         if self.config.embedding_width is not None:
             return self.project_out(x_NW)  # type: ignore[no-any-return]
         return x_NW
@@ -208,6 +237,7 @@ class Transformer(nn.Module):
         pool: KeyValuePool | None,
         first: int,
         last: int,
+        level_NC: torch.Tensor | None,
     ) -> torch.Tensor:
         """The residual stream after layers `first` to before `last`."""
         if self._stack is None:
@@ -217,11 +247,13 @@ class Transformer(nn.Module):
         for index in range(first, last):
             rope = self.config.layers[index].rope
             turn = None if rope is None else rotations[rope]
-            x_NW = self.layers[index](x_NW, turn, batch, pool)
+            x_NW = self.layers[index](x_NW, turn, batch, pool, level_NC)
         return x_NW
 
-    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """float32 logits [M, V] of some rows of `hidden`."""
+    def logits(
+        self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """float32 logits [M, V] of some rows of `hidden`; or [M, S], of these tokens alone."""
         if self.config.head_transform is not None:
             hidden_MW = self.head_transform(hidden_MW)
         if self.config.logit_scale != 1.0:

@@ -113,6 +113,7 @@ class LayerStack:
             config.norm == "rms"
             and config.norm_placement == "before"
             and not config.parallel_residual
+            and config.modulation is None
             and config.gated
             and config.activation in _ACTIVATIONS
             and config.qk_norm in ("none", "head")

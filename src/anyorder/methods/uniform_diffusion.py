@@ -209,7 +209,7 @@ class _Canvas:
             for place in settled:
                 text[place] = self._tokens[place]
             stream = f"again {len(settled)}"
-            result = yield from self.ask(sequence, rest, Outputs(), stream, text)
+            result = yield from self.ask(sequence, rest, Outputs(), stream, 0.0, text)
             self._logprobs |= dict(zip(rest, result.logprobs, strict=True))
             self._stand(dict(zip(rest, result.tokens, strict=True)))
 

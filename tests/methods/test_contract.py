@@ -67,6 +67,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "block_diffusion": [
         {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "random"}},
         {"no_repeat_ngram": 2, "logprobs": 2, "options": {"block_size": 3, "steps": 2}},
+        {"temperature": 1.0, "seed": 4, "options": {"window": 2, "schedule": "late", "steps": 3}},
         {
             "temperature": 0.9,
             "repetition_penalty": 1.2,

@@ -278,14 +278,11 @@ def rms(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
 def turned(heads_THD: torch.Tensor, width: int, base: float) -> torch.Tensor:
     """The first `width` dimensions rotated, i with i + width / 2."""
     half = width // 2
-    out = heads_THD.clone()
-    for position in range(len(heads_THD)):
-        for i in range(half):
-            angle = position / base ** (2 * i / width)
-            a, b = heads_THD[position, :, i], heads_THD[position, :, i + half]
-            out[position, :, i] = a * math.cos(angle) - b * math.sin(angle)
-            out[position, :, i + half] = b * math.cos(angle) + a * math.sin(angle)
-    return out
+    speeds = torch.tensor([base ** (-2 * i / width) for i in range(half)], dtype=torch.float64)
+    angles = torch.arange(len(heads_THD))[:, None, None] * speeds
+    a, b, rest = heads_THD.split([half, half, heads_THD.shape[-1] - width], dim=-1)
+    sides = (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin())
+    return torch.cat((*sides, rest), dim=-1)
 
 
 def gated(w: Mapping[str, torch.Tensor], stem: str, x: torch.Tensor, names: str) -> torch.Tensor:

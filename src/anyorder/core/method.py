@@ -328,6 +328,10 @@ class Method:
         """Most tokens it keeps cached at once beyond prompt and final text."""
         return 0
 
+    def cached_length(self, num_tokens: int, abilities: Abilities) -> int:
+        """Most tokens it keeps cached at once for prompt and text of so many tokens together."""
+        return num_tokens + self.num_scratch_tokens
+
     @classmethod
     def require(cls, name: str, abilities: Abilities, roles: Seq[str], usable: Seq[str]) -> None:
         """Raise UnsupportedMethod, naming the methods this model does support."""

@@ -14,7 +14,7 @@ from anyorder.core.errors import (
     UnknownName,
     UnsupportedMethod,
 )
-from anyorder.core.method import Method
+from anyorder.core.method import Abilities, Method
 from anyorder.core.options import build
 from anyorder.core.request import CanvasLike, Prompt, Request
 from anyorder.engine.canvas_text import encode_canvas
@@ -50,7 +50,7 @@ class Admission:
         ends |= frozenset(request.stop_tokens)
         canvas = self._canvas(request, method, ends)
         length = request.max_new_tokens if canvas is None else len(canvas)
-        max_new_tokens = self._limit(request, length, prompt, method.num_scratch_tokens)
+        max_new_tokens = self._limit(request, length, prompt, method)
         method.check_length(max_new_tokens)
         negative = None
         negative_source: list[int] = []
@@ -197,8 +197,9 @@ class Admission:
         abilities, roles = self._target.abilities, tuple(self._roles)
         if cls.needs.missing(abilities, roles) is not None:
             cls.require(name, abilities, roles, self.usable_methods())
-        method = build(cls, request.options, kind=f"{name} option")
-        missing = method.missing({name: role.abilities for name, role in self._roles.items()})
+        options = {**abilities.decoding.get(name, {}), **request.options}
+        method = build(cls, options, kind=f"{name} option")
+        missing = method.missing(self._models)
         if missing is not None:
             raise UnsupportedMethod(
                 f"{name} with these options needs {missing}. Methods this model supports: "
@@ -231,16 +232,24 @@ class Admission:
                 "positions; raise cache_tokens."
             )
 
+    @property
+    def _models(self) -> dict[str, Abilities]:
+        return {name: role.abilities for name, role in self._roles.items()}
+
     def usable_methods(self) -> list[str]:
-        """Names of the methods that the engine's models support."""
-        return [
-            name
-            for name in lookup.names("methods")
-            if _find(name).needs.missing(self._target.abilities, tuple(self._roles)) is None
-        ]
+        """Names of the methods that the engine's models support, with the options that a request
+        which gives none has."""
+        return [name for name in lookup.names("methods") if self._is_usable(name)]
+
+    def _is_usable(self, name: str) -> bool:
+        cls, abilities = _find(name), self._target.abilities
+        if cls.needs.missing(abilities, tuple(self._roles)) is not None:
+            return False
+        method = build(cls, abilities.decoding.get(name, {}), kind=f"{name} option")
+        return method.missing(self._models) is None
 
     def _limit(
-        self, request: Request, wanted: int | None, prompt: list[int], num_scratch: int
+        self, request: Request, wanted: int | None, prompt: list[int], method: Method
     ) -> int:
         """How many tokens may be made, within context and pool."""
         abilities = self._target.abilities
@@ -260,8 +269,11 @@ class Admission:
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} exceed "
                 f"{abilities.name}'s context of {context}; ask for at most {room} new tokens."
             )
-        if len(prompt) + wanted + num_scratch > pool:
-            scratch = f", and {num_scratch} of {request.method}'s drafts," if num_scratch else ""
+        num_tokens = len(prompt) + wanted
+        num_scratch = method.cached_length(num_tokens, abilities) - num_tokens
+        if num_tokens + num_scratch > pool:
+            more = f", and {num_scratch} more that {request.method} works on,"
+            scratch = more if num_scratch else ""
             raise PoolTooSmall(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted}{scratch} need "
                 f"more than the cache of {pool} positions; raise cache_tokens or ask for less."

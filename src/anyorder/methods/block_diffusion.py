@@ -19,64 +19,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Literal
 
 from anyorder.core.forward import Blocks, CanvasRows, Decoding, Outputs, forward
-from anyorder.core.method import Abilities, Context, Method, Needs
+from anyorder.core.method import Abilities, Context
 from anyorder.core.options import Part, Range
 from anyorder.core.sequence import Sequence
-from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
-from anyorder.sampling.revision import Revision
+from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates
 from anyorder.sampling.revision.keep import Keep
-from anyorder.sampling.unmasking import Candidate, Commit, Schedule
+from anyorder.sampling.unmasking import Candidate, Commit
+from anyorder.sampling.unmasking.sequential import Sequential
 from anyorder.sampling.unmasking.threshold import Threshold
+
+_AT_ONCE = Plan(commit=Sequential(), revise=Keep(), schedule="linear", steps=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Method):
+class BlockDiffusion(CanvasMethod):
     """Fill blocks from left to right, each in any order, with the blocks before it cached."""
-
-    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
-    exact: ClassVar[bool] = False
-    fills_canvas: ClassVar[bool] = True
 
     block_size: Annotated[
         int | None, Range(1), "tokens of a block; none: what the network was trained with"
     ] = None
-    steps: Annotated[
-        int | None, Range(1), "denoising steps of a block; none: a place a step at least"
-    ] = None
-    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
-        "linear"
-    )
     commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
         field(default_factory=Threshold)
     )
-    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
-        field(default_factory=Keep)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plan(self._plan)
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan(
-            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
-        )
-
-    @property
-    def keeps_distribution(self) -> bool:
-        """One place a step, chosen blindly: the chain rule in that order."""
-        return self._plan.is_exact
+    first: Annotated[
+        Literal["any", "clean"],
+        "a block's first token: in any order, or before all, from the clean block before it",
+    ] = "any"
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
-        """A block size, of the network or given."""
+        """A block size, of the network or given; a token shift, to ask clean tokens."""
         target = models["target"]
         if self.block_size is None and not target.block_size:
             return f"block_size; {target.name} was not trained on blocks"
+        if self.first == "clean" and not target.token_shift:
+            return f"first=any; {target.name} tells a place by its mask, not by the token before it"
         return None
+
+    def cached_length(self, num_tokens: int, abilities: Abilities) -> int:
+        """Whole blocks, as far as the context reaches."""
+        size = self.block_size or abilities.block_size
+        return min(-(-num_tokens // size) * size, abilities.context_length)
 
     def decode(self, context: Context) -> Decoding:
         own, size = context.abilities.block_size, self.block_size or context.abilities.block_size
@@ -89,12 +75,15 @@ class BlockDiffusion(Method):
         num_prompt = len(context.prompt)
         with context.sequence() as sequence:
             blocks = _Blocks(context, sequence, text, size)
-            for start in range(num_prompt - num_prompt % size, num_prompt + len(text), size):
-                first = max(0, start - num_prompt)
-                places = range(first, min(start + size - num_prompt, len(text)))
-                yield from Denoising(context, text, places, self._plan).run(blocks.ask)
-                if context.finished:
-                    break
+            for start in range(-(num_prompt % size), len(text), size):
+                if self.first == "clean" and start >= 0 and text[start] is None:
+                    place = range(start, start + 1)
+                    yield from Denoising(context, text, place, _AT_ONCE).run(blocks.ask)
+                for window in self.windows(range(start, start + size)):
+                    places = range(max(window.start, 0), min(window.stop, len(text)))
+                    yield from Denoising(context, text, places, self.plan).run(blocks.ask)
+                    if context.finished:
+                        return
 
 
 class _Blocks:
@@ -118,11 +107,17 @@ class _Blocks:
         assert abilities.mask_token is not None, "refused without one"
         shift = int(abilities.token_shift)
         start = (len(prompt) + places[0]) // self._size * self._size
-        end = min(start + self._size, abilities.context_length)
-        line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
-        line += [abilities.mask_token] * (end - len(line))
         begin = self._stored
         told = [place for place in places if len(prompt) + place - shift >= begin]
+        if not told:
+            assert self._first is not None, "told in the block's first pass"
+            return [self._first]
+        # Clean blocks do not see the one behind them: where they alone are asked, they run alone.
+        end = min(start + self._size, abilities.context_length)
+        if len(prompt) + max(told) - shift < start:
+            end = start
+        line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
+        line += [abilities.mask_token] * (end - len(line))
         result = yield from forward(
             self._sequence,
             line[begin:end],

@@ -14,58 +14,18 @@ Networks with a token shift tell a place by the token before it, as autoregressi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
 
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import BIDIRECTIONAL, CanvasRows, Decoding, Outputs, forward
-from anyorder.core.method import Context, Method, Needs
-from anyorder.core.options import Part, Range
-from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
-from anyorder.sampling.revision import Revision
-from anyorder.sampling.revision.keep import Keep
-from anyorder.sampling.unmasking import Commit, Schedule
-from anyorder.sampling.unmasking.confidence import Confidence
+from anyorder.core.method import Context
+from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.denoising import Denoising, Passes, candidates
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion(Method):
+class MaskedDiffusion(CanvasMethod):
     """Fill a canvas of masks in any order, seeing all of it in every pass."""
-
-    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
-    exact: ClassVar[bool] = False
-    fills_canvas: ClassVar[bool] = True
-
-    steps: Annotated[
-        int | None, Range(1), "denoising steps, of each window; none: a place a step at least"
-    ] = None
-    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
-        "linear"
-    )
-    window: Annotated[
-        int | None, Range(1), "fill windows of so many places from left to right; none: all at once"
-    ] = None
-    commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
-        field(default_factory=Confidence)
-    )
-    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
-        field(default_factory=Keep)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plan(self._plan)
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan(
-            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
-        )
-
-    @property
-    def keeps_distribution(self) -> bool:
-        """One place a step, chosen blindly: the chain rule in that order."""
-        return self._plan.is_exact
 
     def check_length(self, num_tokens: int) -> None:
         """Windows have to divide the canvas."""
@@ -102,9 +62,7 @@ class MaskedDiffusion(Method):
                 )
                 return candidates(places, result)
 
-            size = self.window or len(text)
-            for first in range(0, len(text), size):
-                places = range(first, min(first + size, len(text)))
-                yield from Denoising(context, text, places, self._plan).run(ask)
+            for places in self.windows(range(len(text))):
+                yield from Denoising(context, text, places, self.plan).run(ask)
                 if context.finished:
                     break

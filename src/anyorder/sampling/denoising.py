@@ -59,10 +59,12 @@ class Plan:
         )
         if not self.revise.revises:
             share = Step(before=before, after=after, due=0).share
-            due = math.ceil(num_open * share - 1e-9)
+            late = self.schedule == "late"
+            due = math.floor(num_open * share) if late else math.ceil(num_open * share - 1e-9)
         else:
             due = num_open - math.floor((num_open + num_standing) * after + 1e-9)
-        step = Step(before=before, after=after, due=max(1, min(due, num_open)))
+        least = 0 if self.schedule == "late" and after > 0 else 1
+        step = Step(before=before, after=after, due=max(least, min(due, num_open)))
         return dataclasses.replace(step, rate=self.revise.rate(step))
 
 
@@ -151,10 +153,18 @@ class Denoising:
             if place in self._standing:
                 filled.append(place)
             if token not in self._ends:
-                self._ends[token] = self._context.ends([token])
+                self._ends[token] = self._is_end(token)
             if self._ends[token]:
                 break
         return open_places, filled
+
+    def _is_end(self, token: int) -> bool:
+        """Does it end any text? A text that is complete by a guide may end by other tokens, which
+        end no other text."""
+        request, abilities = self._context.request, self._context.abilities
+        if request.guide is None:
+            return self._context.ends([token])
+        return token in abilities.end_tokens or token in request.stop_tokens
 
     def _roll(self, name: str, number: int, candidate: Candidate) -> Candidate:
         """The candidate with a random number of its own."""

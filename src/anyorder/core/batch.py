@@ -132,6 +132,14 @@ class Network(Protocol):
         have some: head h guesses the token h + 2 positions after its row's."""
 
 
+class LinkedNetwork(Network, Protocol):
+    """A decoder that writes a graph of vertices in one pass (`Abilities.num_links`)."""
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """Where paths through graphs of vertices go on, from rows of `hidden`: float32
+        log-probabilities [D, L, L], -inf where not possible."""
+
+
 def dense_batch(
     tokens_BT: torch.Tensor,
     visible_BTT: torch.Tensor | None = None,

@@ -287,6 +287,9 @@ class Outputs:
     """The residual stream after so many layers, side by side, of *all* tokens of the request: what
     drafters read. Prefixes are not taken from the cache then."""
     hidden: bool = False
+    links: bool = False
+    """Where paths through the rows go on, of networks whose decoder writes a graph of vertices
+    (`Abilities.num_links`); the rows are all of its vertices, in order."""
     """The last hidden state, [rows, width]."""
     logits: bool = False
     """The model's raw logits, [rows, vocabulary]; for research and tests only."""
@@ -401,6 +404,9 @@ class ForwardResult:
 Decoding = Generator[list[ForwardRequest], list[ForwardResult], None]
 """What `Method.decode` returns."""
 
+    links: torch.Tensor | None = None
+    """float32 [rows, rows] in main memory; log-probability of going from one row to another, -inf
+    where that is not possible."""
 
 def forward(
     sequence: Sequence,

@@ -68,6 +68,7 @@ class Job:
     """Of one chunk of tokens after the other."""
     heads: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
     verdict: Verdict | None = None
+    links: torch.Tensor | None = None
 
     @property
     def sequence(self) -> Sequence:
@@ -138,6 +139,7 @@ class Job:
             heads=list(self.heads.values()),
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
+            links=self.links,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
         )
 

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from anyorder.cache.pool import Pool
+from anyorder.core.batch import LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
 from anyorder.engine.checks import check_draft, contrasted, sampler_row
@@ -84,7 +86,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         for index, question in enumerate(part):
             job, row = question.job, question.row
             outputs = job.request.outputs
-            if outputs.hidden or outputs.heads:
+            if outputs.hidden or outputs.heads or outputs.links:
                 job.hidden[row] = question.hidden_W.clone()
             if outputs.logits:
                 job.logits[row] = logits_MV[index].clone()
@@ -104,7 +106,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
 
 
 def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
-    """Answer what takes several rows: contrasted ones, draft checks, prediction heads."""
+    """Answer what takes several rows: contrasted ones, draft checks, prediction heads, links."""
     for job in jobs:
         if job.is_twin or job.verdict is not None:
             continue
@@ -122,6 +124,8 @@ def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
             rows = job.request.output_rows if job.verdict is None else (job.verdict.last,)
             for row in rows:
                 job.heads[row] = _heads(roles[job.request.role], job, row)
+        if outputs.links and job.is_complete and job.links is None:
+            job.links = _links(roles[job.request.role], job)
 
 
 def _all_held(job: Job) -> bool:
@@ -139,3 +143,11 @@ def _heads(role: Role, job: Job, row: int) -> list[list[tuple[int, float]]]:
     outputs = Outputs(token=False, logprob=False, top=job.request.outputs.heads)
     plain = dataclasses.replace(sampler_row(job, row), outputs=outputs, given=None)
     return [result.top for result in sample(logits_HV, [plain] * len(logits_HV))]
+
+
+def _links(role: Role, job: Job) -> torch.Tensor:
+    """Where paths through the rows go on."""
+    network = cast(LinkedNetwork, role.network)
+    hidden_1LW = torch.stack([job.hidden[row] for row in job.request.output_rows])[None]
+    num_vertices_1 = torch.tensor([hidden_1LW.shape[1]], device=hidden_1LW.device)
+    return network.links(hidden_1LW, num_vertices_1)[0].cpu()

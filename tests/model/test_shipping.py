@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.drafter_folders import write_dflash, write_eagle, write_medusa, write_target
 from tests.model import checkpoints, seq2seq
 from tests.training.runs import byte_tokenizer
@@ -186,6 +187,15 @@ def test_a_run_is_packed_with_its_recipe_and_metrics(tmp_path: Path) -> None:
     exact, small = Tokenizer.from_folder(run / "model"), Tokenizer.from_folder(folder)
     assert exact.encode("naïve") == small.encode("naïve")
     assert (folder / "tokenizer.json").read_text("utf-8").count("\n") == 1
+
+
+def test_whole_numbers_stay(tmp_path: Path) -> None:
+    folder, ids = tmp_path / "model", torch.tensor([[1, 300], [2, 70_000]])
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"ids": ids, "weight": torch.ones(2, 2)}, folder / "model.safetensors")
+    found = load_file(shipped(folder, tmp_path / "small") / "model.safetensors")
+    assert torch.equal(found["ids"], ids) and found["weight"].dtype == torch.int8
 
 
 def test_quantised_in_memory_it_loses_nothing_more(tmp_path: Path) -> None:

@@ -283,13 +283,13 @@ class Outputs:
     heads: int = 0
     """The k likeliest tokens of each of the network's further prediction heads (Medusa, blockwise
     decoding). With `accepted`, for the row `Verdict.last` alone."""
+    links: bool = False
+    """Where paths through the rows go on, of networks whose decoder writes a graph of vertices
+    (`Abilities.num_links`); the rows are all of its vertices, in order."""
     features: tuple[int, ...] = ()
     """The residual stream after so many layers, side by side, of *all* tokens of the request: what
     drafters read. Prefixes are not taken from the cache then."""
     hidden: bool = False
-    links: bool = False
-    """Where paths through the rows go on, of networks whose decoder writes a graph of vertices
-    (`Abilities.num_links`); the rows are all of its vertices, in order."""
     """The last hidden state, [rows, width]."""
     logits: bool = False
     """The model's raw logits, [rows, vocabulary]; for research and tests only."""
@@ -395,6 +395,9 @@ class ForwardResult:
     patches: list[Patch] = field(default_factory=list)
     heads: list[list[list[tuple[int, float]]]] = field(default_factory=list)
     """By row, by head: (token, log-probability), likeliest first."""
+    links: torch.Tensor | None = None
+    """float32 [rows, rows] in main memory; log-probability of going from one row to another, -inf
+    where that is not possible."""
     features: torch.Tensor | None = None
     """[tokens, len(Outputs.features) * width]"""
     hidden: torch.Tensor | None = None
@@ -404,9 +407,6 @@ class ForwardResult:
 Decoding = Generator[list[ForwardRequest], list[ForwardResult], None]
 """What `Method.decode` returns."""
 
-    links: torch.Tensor | None = None
-    """float32 [rows, rows] in main memory; log-probability of going from one row to another, -inf
-    where that is not possible."""
 
 def forward(
     sequence: Sequence,

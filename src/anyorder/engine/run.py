@@ -67,8 +67,8 @@ class Job:
     features: list[torch.Tensor] = field(default_factory=list)
     """Of one chunk of tokens after the other."""
     heads: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
-    verdict: Verdict | None = None
     links: torch.Tensor | None = None
+    verdict: Verdict | None = None
 
     @property
     def sequence(self) -> Sequence:
@@ -137,9 +137,9 @@ class Job:
             distributions=[a.distribution for a in answers] if wants.distribution else [],
             patches=[a.patch for a in answers if a.patch is not None],
             heads=list(self.heads.values()),
+            links=self.links,
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
-            links=self.links,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
         )
 

@@ -66,6 +66,41 @@ def test_mdlm(timed: bool, tmp_path: Path) -> None:
     assert ours.tokens == text[len(PROMPT) :]
 
 
+def test_other_methods_tell_the_noise(tmp_path: Path) -> None:
+    """The share of what is masked now."""
+    first = dit_twin.logits(TENSORS, [*PROMPT, *[MASK] * 3], sigma=-math.log(0.001))[len(PROMPT) :]
+    first[:, MASK] = -torch.inf
+    board = first.argmax(-1).tolist()
+    shares = first.softmax(-1).max(-1).values
+    again = int(shares.argmin())
+    line = [*PROMPT, *board]
+    line[len(PROMPT) + again] = MASK
+    last = dit_twin.logits(TENSORS, line, sigma=-math.log(2 / 3))[len(PROMPT) + again]
+    last[MASK] = -torch.inf
+    board[again] = int(last.argmax())
+    model = engine(tmp_path, model_type="mdlm", time_conditioning=True)
+    ours = generate(model, method="mask_predict", max_new_tokens=3, options={"iterations": 2})
+    assert ours.tokens == board
+    assert math.exp(ours.logprobs[again]) == pytest.approx(float(last.softmax(-1).max()), abs=1e-5)
+    canvas = [None if place == again else token for place, token in enumerate(board)]
+    told = generate(model, method="gibbs", max_new_tokens=None, canvas=canvas)
+    assert told.logprobs[again] == pytest.approx(ours.logprobs[again], abs=1e-5)
+
+
+def test_requests_of_one_pass_have_noise_of_their_own(tmp_path: Path) -> None:
+    model = engine(tmp_path, model_type="mdlm", time_conditioning=True)
+    common: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": LENGTH, "temperature": 1.0}
+    requests = [
+        Request(**common, method="masked_diffusion", options={"steps": 4, "commit": "confidence"}),
+        Request(**common, method="block_diffusion", options={"block_size": 6}),
+        Request(**common, method="gibbs", options={"burn_in": 0, "sweeps": 1}),
+    ]
+    alone = [model.generate(request) for request in requests]
+    for one, other in zip(model.generate(requests), alone, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
 def test_mdlm_decodes_ancestrally_by_itself(tmp_path: Path) -> None:
     """A thousand steps, of which those that change nothing need no pass."""
     model = engine(tmp_path, model_type="mdlm")

@@ -67,6 +67,7 @@ class Gibbs(Method):
                         sampling=whole if sweep < self.burn_in else None,
                         stream=f"sweep {sweep}",
                         canvas=CanvasRows(text=list(board), places=(place,)),
+                        noise=board.count(None) / len(board),
                     )
                     (board[place],), (logprobs[place],) = result.tokens, result.logprobs
                     if result.top:

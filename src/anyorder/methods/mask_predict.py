@@ -141,6 +141,7 @@ class _Candidate:
                 *context.abilities.closing_tokens,
             ],
             start=0,
+            noise=len(masked) / len(self.board),
             attention=BIDIRECTIONAL,
             rows=[first + place for place in masked],
             outputs=Outputs(top=context.request.logprobs),

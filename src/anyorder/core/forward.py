@@ -261,6 +261,10 @@ class Outputs:
     """Entropy of the model's distribution, nats."""
     margin: bool = False
     """Probability of the likeliest token less that of the second, by the model's distribution."""
+    processed: bool = False
+    """Entropy and margin of the processed distribution instead, and the drawn token's
+    log-probability there (`ForwardResult.confidences`). Temperature 0, which leaves one token,
+    counts as 1 here."""
     top: int = 0
     """The k likeliest tokens under the model's distribution, with their log-probabilities."""
     best: int = 0
@@ -385,6 +389,7 @@ class ForwardResult:
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     given: list[float] = field(default_factory=list)

@@ -128,6 +128,7 @@ class Job:
             logprobs=[a.logprob for a in answers if a.logprob is not None],
             entropies=[a.entropy for a in answers if a.entropy is not None],
             margins=[a.margin for a in answers if a.margin is not None],
+            confidences=[a.confidence for a in answers if a.confidence is not None],
             top=[a.top for a in answers] if wants.top else [],
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],

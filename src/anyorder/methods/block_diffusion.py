@@ -13,6 +13,13 @@ decoding.
 
 Networks with a token shift tell a block's first place by the block before it, which no longer
 changes: what was told in the block's first pass holds for all of its steps.
+
+Published samplers are options, and the default on their checkpoints. SDAR's are `commit=threshold`
+with a level of 0.85 (low_confidence_dynamic), `confidence`, `sequential` or `entropy_bound`;
+LLaDA2.0's is `threshold` with 0.95, LLaDA2.1's adds `revise=edit`; Fast-dLLM v2's is `threshold`
+with 0.9, `window=8` for sub-blocks and `first=clean`. All measure after temperature and truncation,
+`judge=processed`. Their `steps` are a floor under the places of every step, which are counted anew
+here from what is still open: the two agree where steps are as many as places.
 """
 
 from __future__ import annotations

@@ -10,6 +10,11 @@ step (first-hitting), or by `commit=ancestral` as `steps` grow. Other policies a
 step are faster or better liked, and not exact. Nothing is cached: every token sees every other.
 
 Networks with a token shift tell a place by the token before it, as autoregressive ones do.
+
+Published samplers are options. LLaDA's are the defaults, with its blocks as `window` (confidence
+after guidance is `judge=processed`). Dream's are `schedule=late` and `judge=processed` with
+`commit=entropy`, `confidence` (its maskgit_plus), `margin` (topk_margin) or `ancestral` (origin).
+What a checkpoint's authors recommend is the default on it: entropy and processed on Dream's.
 """
 
 from __future__ import annotations

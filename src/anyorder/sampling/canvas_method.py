@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from anyorder.core.method import Method, Needs
 from anyorder.core.options import Part, Range
@@ -41,6 +41,11 @@ class CanvasMethod(Method):
         field(default_factory=Keep)
     )
 
+    judge: Annotated[
+        Literal["model", "processed"],
+        "policies look at the model's own distribution, or at it after guidance, temperature, ...",
+    ] = "model"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_plan(self.plan)
@@ -49,7 +54,11 @@ class CanvasMethod(Method):
     def plan(self) -> Plan:
         """How a window is filled."""
         return Plan(
-            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
+            commit=self.commit,
+            revise=self.revise,
+            schedule=self.schedule,
+            steps=self.steps,
+            processed=self.judge == "processed",
         )
 
     @property

@@ -38,6 +38,8 @@ class Plan:
     schedule: Schedule
     steps: int | None
     """None: as few as the commit policy needs when one place a step is due."""
+    processed: bool = False
+    """Do policies look at the processed distribution?"""
 
     @property
     def is_exact(self) -> bool:
@@ -47,7 +49,12 @@ class Plan:
     def outputs(self, top: int) -> Outputs:
         """What the policies read."""
         commit = self.commit
-        return Outputs(entropy=commit.reads_entropy, margin=commit.reads_margin, top=top)
+        return Outputs(
+            entropy=commit.reads_entropy,
+            margin=commit.reads_margin,
+            processed=self.processed,
+            top=top,
+        )
 
     def step(self, number: int, num_open: int, num_standing: int) -> Step:
         """The step of this number, with so many places open and so many filled on the way."""
@@ -88,6 +95,7 @@ def candidates(places: Seq[int], result: ForwardResult) -> list[Candidate]:
             entropy=(result.entropies or nothing)[row],
             margin=(result.margins or nothing)[row],
             alternatives=result.top[row] if result.top else (),
+            confidence=result.confidences[row] if result.confidences else None,
         )
         for row, place in enumerate(places)
     ]

@@ -67,6 +67,8 @@ class RowResult:
     logprob: float | None = None
     entropy: float | None = None
     margin: float | None = None
+    confidence: float | None = None
+    """The token's log-probability in the processed distribution."""
     top: list[tuple[int, float]] = field(default_factory=list)
     """(id, log-probability), likeliest first; fewer than asked for where the rest is impossible."""
     best: list[tuple[int, float]] = field(default_factory=list)

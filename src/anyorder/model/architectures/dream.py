@@ -5,10 +5,9 @@ published in this layout too, with six more tokens. The authors decode by `maske
 `alg=entropy`, which they recommend and which is the default on these checkpoints, is
 `commit=entropy`; `maskgit_plus` is `commit=confidence`, `topk_margin` is `commit=margin`, `origin`
 is `commit=ancestral`, and `alg_temp` is `commit.noise`. Their numbers of places a step come from
-`schedule=late`. They recommend temperature 0.2 and top_p 0.95.
-
-Their confidence is that of the distribution after temperature and truncation, ours that of the
-model; at temperature 0 these are one.
+`schedule=late`. They recommend temperature 0.2 and top_p 0.95, and measure confidence after both,
+as `judge=processed` does, a default here too. An option that is given replaces its default as a
+whole: noise with entropies is `commit=entropy` and `commit.noise`.
 """
 
 from __future__ import annotations
@@ -41,5 +40,5 @@ class Dream(Architecture):
             attention=frozenset({"bidirectional"}),
             mask_token=fields.mask_token(config.vocabulary_size, _MASK),
             token_shift=True,
-            decoding={"masked_diffusion": {"commit": "entropy"}},
+            decoding={"masked_diffusion": {"commit": "entropy", "judge": "processed"}},
         )

@@ -2,7 +2,8 @@
 
 Blocks of 32 (`bd_size`), counted from the start of the prompt. The authors decode by
 `block_diffusion`, with the defaults on these checkpoints: sub-blocks of 8 from left to right,
-tokens of at least 0.9, and each block's first token from the pass that stores the block before.
+tokens of at least 0.9 after temperature and truncation, and each block's first token from the pass
+that stores the block before, which they take greedily at any temperature and we draw.
 Their `use_block_cache`, an approximation within a block, is not here.
 """
 
@@ -41,6 +42,7 @@ class FastDllmQwen(Architecture):
             decoding={
                 "block_diffusion": {
                     "commit": {"name": "threshold", "level": 0.9},
+                    "judge": "processed",
                     "window": 8,
                     "first": "clean",
                 }

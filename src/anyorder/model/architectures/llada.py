@@ -2,9 +2,11 @@
 
 Masked diffusion without a token shift; any length, in one canvas or in windows. The authors decode
 by `masked_diffusion` with its defaults: the likeliest token first, at temperature 0. Their
-`block_length` is our `window`, their `cfg_scale` w our `guidance_scale` w + 1 with a negative
-prompt of as many mask tokens as the prompt has tokens, their `remasking='random'` is
-`commit=random`, and `logits_eos_inf` is `ignore_end` with a `logit_bias` against the end tokens.
+`block_length` is our `window`, and their `steps` are shared out among windows, ours are those of
+each. Their `cfg_scale` w is our `guidance_scale` w + 1 with a negative prompt of as many mask
+tokens as the prompt has tokens, and `judge=processed`, since they measure confidence after
+guidance. Their `remasking='random'` is `commit=random`, `logits_eos_inf` a `logit_bias` against the
+end tokens.
 
 The mixture of experts is published with the same `model_type`; `llada_moe.py` reads it.
 """

@@ -4,7 +4,8 @@ Half of each head is rotated, its queries and keys are normed; experts' weights 
 with a bias that only the choice sees, and normalised; one more expert has no gate. Block diffusion
 without a token shift, blocks counted from the start of the prompt.
 
-The authors decode by `block_diffusion` with `commit.level=0.95`, the default on these checkpoints.
+The authors decode by `block_diffusion` with `commit.level=0.95`, measured after temperature and
+truncation (`judge=processed`); both are defaults on these checkpoints.
 LLaDA2.1, which no field tells apart, also edits: its quality mode is `commit.level=0.7` with
 `revise=edit`, its speed mode `commit.level=0.5`.
 """
@@ -76,7 +77,12 @@ class Llada2Moe(Architecture):
             attention=frozenset({"bidirectional"}),
             mask_token=fields.mask_token(config.vocabulary_size, _MASK),
             block_size=fields.size("block_size", _BLOCK),
-            decoding={"block_diffusion": {"commit": {"name": "threshold", "level": 0.95}}},
+            decoding={
+                "block_diffusion": {
+                    "commit": {"name": "threshold", "level": 0.95},
+                    "judge": "processed",
+                }
+            },
             qkv_bias=fields.flag("use_qkv_bias", False),
             output_bias=fields.flag("use_bias", False),
             mlp_bias=False,

@@ -5,9 +5,8 @@ No token shift. Checkpoints for blocks of 8 to 64 do not all say so in their con
 `block_diffusion`: `low_confidence_dynamic` with its level of 0.85 is the default on these
 checkpoints (with fewer steps than places, set `steps` too), `low_confidence_static` is
 `commit=confidence`, `sequential` is `commit=sequential`, and `entropy_bounded` is
-`commit=entropy_bound` as its paper has it. Their confidence is that of the distribution after
-temperature and truncation, ours that of the model; at temperature 1 without truncation, and at 0,
-these are one.
+`commit=entropy_bound` as its paper has it. They measure confidence after temperature and
+truncation, as `judge=processed` does, a default here too.
 """
 
 from __future__ import annotations
@@ -44,5 +43,10 @@ class Sdar(Architecture):
             attention=frozenset({"bidirectional"}),
             mask_token=fields.mask_token(config.vocabulary_size, _MASK),
             block_size=fields.size("block_size", _BLOCK),
-            decoding={"block_diffusion": {"commit": {"name": "threshold", "level": 0.85}}},
+            decoding={
+                "block_diffusion": {
+                    "commit": {"name": "threshold", "level": 0.85},
+                    "judge": "processed",
+                }
+            },
         )

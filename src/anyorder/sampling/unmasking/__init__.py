@@ -35,6 +35,13 @@ class Candidate:
     chance: float = 0.0
     """A random number in [0, 1) of this place and step."""
     alternatives: Seq[tuple[int, float]] = ()
+    confidence: float | None = None
+    """The log-probability that policies look at; None: `logprob`."""
+
+    @property
+    def probability(self) -> float:
+        """Of the token, as policies see it."""
+        return math.exp(self.logprob if self.confidence is None else self.confidence)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ import { settings } from "./options.js";
 const STORE = "anyorder-chat";
 const byId = (id) => document.getElementById(id);
 
-export function openChat(methods, model) {
-  const chosen = settings(methods);
+export function openChat(methods, model, preferred) {
+  const chosen = settings(methods, preferred);
   byId("chat-settings").append(chosen.element);
   const log = byId("messages");
   let conversation = new Conversation(JSON.parse(localStorage.getItem(STORE) ?? "null"));

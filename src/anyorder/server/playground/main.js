@@ -55,9 +55,10 @@ async function start() {
     byId("model").append(option);
   }
   const model = () => byId("model").value;
-  openChat(methods.data, model);
-  openCanvas(byId("canvas-form"), byId("canvas-out"), methods.data, model);
-  openCanvas(byId("compare-form"), byId("compare-out"), methods.data, model, { compare: true });
+  const usable = methods.data.filter((method) => method.usable);
+  openChat(usable, model, models.data[0].default_method);
+  openCanvas(byId("canvas-form"), byId("canvas-out"), usable, model);
+  openCanvas(byId("compare-form"), byId("compare-out"), usable, model, { compare: true });
 }
 
 start().catch((error) => {

@@ -90,7 +90,8 @@ function collect(fields) {
 export function settings(methods, preferred) {
   const select = make("select", { name: "method" });
   for (const method of methods) select.append(make("option", {}, method.name));
-  select.value = preferred ?? "autoregressive";
+  const names = methods.map((method) => method.name);
+  select.value = names.includes(preferred) ? preferred : names[0];
   const about = make("p", { className: "quiet" });
   const options = make("div", { className: "fields" });
   const sampling = make("div", { className: "fields" });

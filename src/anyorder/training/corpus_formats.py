@@ -57,16 +57,6 @@ def novels(folders: Sequence[Path]) -> Iterator[Row]:
                 chapter.append(line)
 
 
-def novel_paragraphs(folders: Sequence[Path]) -> Iterator[Row]:
-    """Paragraphs that are long enough to say something, and as what follows them the novel's title:
-    which book is it from?"""
-    for chapter in novels(folders):
-        for block in re.split(r"\n\s*\n", chapter["text"]):
-            paragraph = " ".join(block.split())
-            if len(paragraph) >= 120:
-                yield {"prompt": paragraph, "text": chapter["title"]}
-
-
 def _character_vector(data: bytes) -> list[str]:
     """A character vector in R's serialisation, version 2 or 3 in XDR (R Internals, section 1.8)."""
     version = struct.unpack_from(">i", data, 2)[0] if data[:2] == b"X\n" else 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.server.conftest import Live, running
 
 from anyorder.model.loaded import LoadedModel
-from tests.server.conftest import Live, running
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -144,7 +144,7 @@ def test_a_chat_streams_and_branches(at: Page, tmp_path: Path) -> None:
 def test_a_chat_is_stopped(at: Page, live: Live) -> None:
     worker = live.service.worker
     live.wait_until(lambda: not worker.is_busy)
-    say(at, "on and on", max_tokens=400)
+    say(at, "on and on", max_tokens=220)
     live.wait_until(lambda: worker.is_busy)
     at.page.keyboard.press("Escape")
     expect(at.page.locator(".turn.assistant header")).to_contain_text("stopped")

@@ -312,7 +312,8 @@ class CanvasRows:
     Sampling controls that look at the text take all that stands on the canvas, before and behind a
     place, for the tokens generated so far: penalties count it, n-gram bans and bad words look at
     every window around the place. End tokens are banned by place: before `min_new_tokens`, and
-    before the last token that the request fixed. The mask token is impossible, also in the model's
+    before the last token that the request fixed. A guide allows what some complete text has at the
+    place, along with all that stands. The mask token is impossible, also in the model's
     own distribution, as the network was trained (SUBS, arXiv 2406.07524).
     """
 
@@ -320,6 +321,9 @@ class CanvasRows:
     """The new text, None where nothing stands."""
     places: Seq[int]
     """Which place of it each output row tells, one a row."""
+    length: int | None = None
+    """Places of the new text in all, where a guide needs to know how far it goes: those beyond
+    `text` are open. None: `Context.max_new_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -254,7 +254,17 @@ class Context(Protocol):
     def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
         """Which of these tokens may stand on the canvas together, the earlier ones first: indices.
         Each alone was drawn under all bans; two neighbours may still spell a banned sequence or
-        repeat an n-gram. The first always may."""
+        repeat an n-gram, and two tokens anywhere leave no text that the guide allows. The first may
+        if it was drawn with the canvas as it is, or with less open."""
+
+    def fits(self, num_tokens: int) -> bool:
+        """Does the request's guide, if any, allow a canvas of so many places?"""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that goes on from another; for methods that `reads_text`."""
+
+    def text(self, tokens: Seq[int]) -> str:
+        """The text of tokens that go on from others, control tokens left out; for the same."""
 
     def chance(self, name: str, *numbers: int) -> float:
         """A number in [0, 1) for the method's own decisions: a function of the request's seed, the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
@@ -16,12 +17,13 @@ from anyorder.core.errors import (
 )
 from anyorder.core.method import Abilities, Method
 from anyorder.core.options import build
-from anyorder.core.request import CanvasLike, Prompt, Request
+from anyorder.core.request import CanvasLike, Guide, Prompt, Request
 from anyorder.engine.canvas_text import encode_canvas
 from anyorder.engine.handle import Prepared
 from anyorder.engine.roles import Role
 from anyorder.engine.text import EndRules
 from anyorder.model.tokenizer import Tokenizer
+from anyorder.sampling.canvas_guide import CanvasGuide, CanvasGuideCompiler
 from anyorder.sampling.guide import GuideCompiler, GuideState
 
 DEFAULT_NEW_TOKENS = 256
@@ -35,6 +37,7 @@ class Admission:
         self._target = roles["target"]
         self._tokenizer = tokenizer
         self._compiler: GuideCompiler | None = None
+        self._canvas_compiler: CanvasGuideCompiler | None = None
         self._serial = itertools.count()
 
     def prepare(self, request: Request) -> Prepared:
@@ -98,11 +101,6 @@ class Admission:
         self, request: Request, method: Method, ends: frozenset[int]
     ) -> tuple[int | None, ...] | None:
         """What the request fixes of the new text, None at open places."""
-        if request.guide is not None and method.fills_canvas:
-            raise InvalidRequest(
-                f"{request.method} fills places in any order, and a guide needs them from left to "
-                "right; use autoregressive with a guide."
-            )
         if request.canvas is None:
             return None
         if not method.fills_canvas:
@@ -148,18 +146,45 @@ class Admission:
         mask_token = self._target.abilities.mask_token
         return [None if token == mask_token else token for token in tokens]
 
-    def guide(self, prepared: Prepared) -> GuideState | CanvasGuide | None:
-        """A fresh state of the request's guide; compiled once, remembered for the next request."""
-        request = prepared.request
+    def guides(self, prepared: Prepared) -> Seq[GuideState | CanvasGuide | None]:
+        """The request's guide for each run; compiled once, remembered for the next request."""
+        request, num_runs = prepared.request, prepared.num_runs
         if request.guide is None:
             return None
         tokenizer = self._require_tokenizer("a guide")
+        if prepared.method.fills_canvas:
+            return [self._canvas_guide(request.guide, prepared, tokenizer)] * num_runs
         if self._compiler is None:
             ends = self._target.abilities.end_tokens
             self._compiler = GuideCompiler(tokenizer.to_json(), ends)
-        return self._compiler.compile(request.guide)
+        return [self._compiler.compile(request.guide) for _ in range(num_runs)]
 
-    def rules(self, prepared: Prepared, guide: GuideState | None) -> EndRules:
+    def _canvas_guide(self, guide: Guide, prepared: Prepared, tokenizer: Tokenizer) -> CanvasGuide:
+        """A guide for tokens in any order, and some text that it allows exists."""
+        abilities, request = self._target.abilities, prepared.request
+        rules = abilities.text_rules
+        if rules.first_token is not None or rules.last_tokens:
+            raise InvalidRequest(
+                f"texts of {abilities.name} begin or end with tokens of its own, and no guide can "
+                f"say so where {request.method} fills places in any order; leave the guide out."
+            )
+        never = {token for token, bias in request.logit_bias.items() if bias == -math.inf}
+        never |= {ids[0] for ids in prepared.banned if len(ids) == 1} - prepared.end_tokens
+        never |= set() if abilities.mask_token is None else {abilities.mask_token}
+        canvas = prepared.canvas or (None,) * prepared.max_new_tokens
+        fixed = max((place for place, token in enumerate(canvas) if token is not None), default=0)
+        if self._canvas_compiler is None:
+            self._canvas_compiler = CanvasGuideCompiler(tokenizer.to_json())
+        compiled = self._canvas_compiler.compile(
+            guide,
+            end_tokens=prepared.end_tokens,
+            never=frozenset(never),
+            first_end=max(request.min_new_tokens, fixed),
+        )
+        compiled.check(canvas)
+        return compiled
+
+    def rules(self, prepared: Prepared, guide: GuideState | CanvasGuide | None) -> EndRules:
         """When a text of this request is over."""
         return EndRules(
             end_tokens=prepared.end_tokens,

@@ -34,6 +34,7 @@ from anyorder.engine.handle import Handle
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role
 from anyorder.engine.text import ChoiceBuilder, EndRules, Final
+from anyorder.sampling.canvas_guide import CanvasGuide
 from anyorder.sampling.draws import uniform
 from anyorder.sampling.guide import GuideState
 from anyorder.sampling.sampler import RowResult
@@ -157,7 +158,7 @@ class Run:
         abilities: Abilities,
         roles: dict[str, Role],
         rules: EndRules,
-        guide: GuideState | None,
+        guide: GuideState | CanvasGuide | None,
         costs: PassCosts,
         memory: Memory,
     ) -> None:
@@ -235,6 +236,11 @@ class Run:
 
     def sequence(self, role: str = "target") -> Sequence:
         return self._open(role, self.prepared.source)
+
+    @property
+    def canvas_guide(self) -> CanvasGuide | None:
+        """The guide, where tokens are placed in any order."""
+        return self.guide if isinstance(self.guide, CanvasGuide) else None
 
     def _open(self, role: str, source: tuple[int, ...]) -> Sequence:
         """An empty sequence, the target's with what the encoder made of the source."""
@@ -336,7 +342,19 @@ class Run:
             tokens,
             banned=[ids for ids in self.prepared.banned if len(ids) > 1 or ids[0] not in ends],
             no_repeat_ngram=self.request.no_repeat_ngram,
+            guide=self.canvas_guide,
         )
+
+    def fits(self, num_tokens: int) -> bool:
+        return self.canvas_guide is None or self.canvas_guide.fits(num_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        assert self._rules.tokenizer is not None, "refused without one"
+        return self._rules.tokenizer.encode(text, add_special=False)
+
+    def text(self, tokens: Seq[int]) -> str:
+        assert self._rules.tokenizer is not None, "refused without one"
+        return self._rules.tokenizer.decode(tokens, continued=True)
 
     def chance(self, name: str, *numbers: int) -> float:
         return uniform(self.request.seed, self.choice, zlib.crc32(name.encode()), *numbers)

@@ -233,16 +233,18 @@ class GuideMask:
     @classmethod
     def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
         """See Processor."""
-        guided = [index for index, row in enumerate(rows) if row.guide is not None]
+        guided = [index for index, row in enumerate(rows) if _is_guided(row)]
         if not guided:
             return None
         words_GW = torch.zeros(len(guided), -(-vocabulary_size // 32), dtype=torch.int32)
         errors: dict[int, str] = {}
         for words_W, index in zip(words_GW, guided, strict=True):
             row = rows[index]
-            assert row.guide is not None
             try:
-                row.guide.fill_mask(row.history[row.num_prompt :], words_W)
+                if row.canvas_guide is not None and row.canvas is not None:
+                    row.canvas_guide.fill_mask(row.canvas, row.place, row.length, words_W)
+                elif row.guide is not None:
+                    row.guide.fill_mask(row.history[row.num_prompt :], words_W)
             except GuideError as error:
                 errors[index] = str(error)
         return cls(guided, words_GW, errors)
@@ -277,6 +279,10 @@ class Forced:
         return scores_MV
 
 
+def _is_guided(row: Row) -> bool:
+    return row.guide is not None or row.canvas_guide is not None
+
+
 def unpack_bits(words_GW: torch.Tensor, size: int) -> torch.Tensor:
     """Bool [G, size] from int32 words, lowest bit first."""
     bits = torch.arange(32, dtype=torch.int32, device=words_GW.device)
@@ -304,7 +310,7 @@ def edits(row: Row) -> bool:
         request.logit_bias
         or row.banned
         or row.forced
-        or row.guide is not None
+        or _is_guided(row)
         or request.no_repeat_ngram
         or request.repetition_penalty != 1.0
         or request.presence_penalty
@@ -333,7 +339,7 @@ def nothing_left(row: Row) -> str:
         "no_repeat_ngram": bool(request.no_repeat_ngram),
         "bad_words": bool(row.banned),
         "min_new_tokens": request.min_new_tokens > row.num_generated,
-        "guide": row.guide is not None,
+        "guide": _is_guided(row),
     }
     names = [name for name, is_active in active.items() if is_active]
     return (

@@ -150,7 +150,7 @@ class Admission:
         """The request's guide for each run; compiled once, remembered for the next request."""
         request, num_runs = prepared.request, prepared.num_runs
         if request.guide is None:
-            return None
+            return [None] * num_runs
         tokenizer = self._require_tokenizer("a guide")
         if prepared.method.fills_canvas:
             return [self._canvas_guide(request.guide, prepared, tokenizer)] * num_runs

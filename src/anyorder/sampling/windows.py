@@ -68,8 +68,8 @@ def compatible(
     no_repeat_ngram: int,
     guide: CanvasGuide | None = None,
 ) -> list[int]:
-    """Indices of the tokens that may be placed together, each after those before it. The first was
-    drawn with the canvas as it is, so it may."""
+    """Indices of the tokens that may be placed together, each after those before it. Bans let the
+    first pass, which was drawn under them with the canvas as it is."""
     board, kept = list(canvas), list[int]()
     guided = None if guide is None or not places else guide.board(canvas, len(canvas))
     for index, (place, token) in enumerate(zip(places, tokens, strict=True)):

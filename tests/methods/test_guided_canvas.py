@@ -267,6 +267,20 @@ def test_texts_with_beginnings_of_their_own_are_refused() -> None:
         )
 
 
+def test_networks_that_tell_a_place_by_the_token_before_it() -> None:
+    """What a clean block tells of the next one's first place may not fit what was placed since."""
+    engine = Engine(model(token_shift=True), cache_tokens=8192)
+    for method, options in (
+        ("block_diffusion", {"block_size": 4, "commit": "random"}),
+        ("block_diffusion", {"block_size": 3, "commit": "confidence", "steps": 2}),
+        ("block_diffusion", {"block_size": 4, "first": "clean", "commit": "random"}),
+        ("masked_diffusion", {"commit": "random"}),
+    ):
+        for guide, check, length in GUIDES:
+            for text in texts(engine, method, options, guide, max_new_tokens=length, n=12):
+                assert check(text), (method, text)
+
+
 def test_single_tokens_that_are_banned_are_planned_for() -> None:
     """A ban that a guide knows of leads into no dead end."""
     engine = Engine(model(), cache_tokens=8192)

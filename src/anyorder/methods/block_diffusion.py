@@ -12,7 +12,8 @@ within their own block and from behind. Blocks of one token, with a token shift,
 decoding.
 
 Networks with a token shift tell a block's first place by the block before it, which no longer
-changes: what was told in the block's first pass holds for all of its steps.
+changes: what was told in the block's first pass holds for all of its steps. A guide may not let it
+stand beside what was placed since; the block before is then run once more to tell it anew.
 
 Published samplers are options, and the default on their checkpoints. SDAR's are `commit=threshold`
 with a level of 0.85 (low_confidence_dynamic), `confidence`, `sequential` or `entropy_bound`;
@@ -106,7 +107,9 @@ class _Blocks:
         self._stored = 0
         """Clean tokens in the cache: whole blocks."""
         self._first: Candidate | None = None
-        """What the block before told of this block's first place, with a token shift."""
+        """What the block before told of this block's first place, with a token shift ..."""
+        self._first_text: list[int | None] = []
+        """... when this stood on the canvas."""
 
     def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
         """See sampling.denoising.Ask."""
@@ -115,6 +118,8 @@ class _Blocks:
         shift = int(abilities.token_shift)
         start = (len(prompt) + places[0]) // self._size * self._size
         begin = self._stored
+        if shift and self._is_stale(places[0], start):
+            begin = max(start - self._size, 0)
         told = [place for place in places if len(prompt) + place - shift >= begin]
         if not told:
             assert self._first is not None, "told in the block's first pass"
@@ -140,7 +145,15 @@ class _Blocks:
             # The blocks before are clean, and stored now.
             self._stored = start
             self._first = next((c for c in found if len(prompt) + c.place == start), None)
+            self._first_text = list(self._text)
         if len(told) < len(places):
             assert self._first is not None, "told in the block's first pass"
             found = [self._first, *found]
         return found
+
+    def _is_stale(self, place: int, start: int) -> bool:
+        """Is this the block's first place, and may a guide not let stand there what was told
+        before others were placed?"""
+        is_first = len(self._context.prompt) + place == start == self._stored
+        guided = self._context.request.guide is not None
+        return guided and is_first and self._first_text != self._text

@@ -102,8 +102,7 @@ class TokenAutomaton:
         never_B = bitset(np.array(sorted(never), np.int64), self.sets_UB.shape[1])
         sets_UB = self.sets_UB & ~never_B
         listed = ~np.isin(self.tokens_L, list(never))
-        used_U: NDArray[np.bool] = sets_UB.any(axis=1)
-        by_set = used_U[self.which_W]
+        by_set = (np.bitwise_or.reduce(sets_UB, axis=1) > 0)[self.which_W]
         return TokenAutomaton(
             accepting_S=self.accepting_S,
             size=self.size,

@@ -99,6 +99,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "ancestral", "steps": 9}},
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
         {"no_repeat_ngram": 2, "options": {"window": 4, "steps": 2}},
+        {"options": {"window": 4, "cache": "prefix"}, "guidance_scale": 1.7},
+        {"temperature": 1.0, "seed": 6, "options": {"window": 6, "cache": "dual"}},
         {"temperature": 0.9, "options": {"steps": 5, "revise": "cap"}},
         {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
     ],

@@ -154,6 +154,43 @@ def test_dream(alg: str, commit: str | None, steps: int) -> None:
     assert completion.tokens == dream(prompt, 12, steps, alg)
 
 
+def fast_dllm_v1(
+    name: str, prompt: list[int], num_new: int, steps: int, block: int, cache: str
+) -> list[int]:
+    """Fast-dLLM's prefix and dual cache: a block's first pass sees everything afresh, and the
+    others keep keys and values from it. With a shift, those of the token before the block too are
+    made anew (the authors take the block's first token from the first pass instead)."""
+    line = prompt + [MASK] * num_new
+    shift = name == "dream"
+    for start in range(len(prompt), len(line), block):
+        memory: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        stale: list[bool] | None = None
+        for count in schedule(block, steps):
+            logits = published.twin(name, line, memory=memory, stale=stale)
+            logits[:, MASK] = -torch.inf
+            confidence, tokens = (shifted(logits) if shift else logits).softmax(-1).max(-1)
+            places = [place for place in range(start, start + block) if line[place] == MASK]
+            places.sort(key=lambda place: -float(confidence[place]))
+            for place in places[:count]:
+                line[place] = int(tokens[place])
+            stale = [
+                place < start - shift or (cache == "dual" and place >= start + block)
+                for place in range(len(line))
+            ]
+    return line[len(prompt) :]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize(("block", "steps"), [(12, 12), (4, 4), (6, 3)])
+def test_fast_dllm_v1(name: str, block: int, steps: int, cache: str) -> None:
+    prompt = prompt_of(7)
+    options = {"window": block, "steps": steps, "cache": cache, "commit": "confidence"}
+    completion = generate(name, "masked_diffusion", prompt, 12, options=options)
+    assert completion.tokens == fast_dllm_v1(name, prompt, 12, steps, block, cache)
+    assert not completion.report.exact and f"cache={cache}" in completion.report.notes[0]
+
+
 # ------------------------------------------------------------------------------------------ blocks
 def in_blocks(
     name: str, prompt: list[int], num_new: int, size: int, steps: int, level: float

@@ -319,8 +319,18 @@ def routed(name: str, w: Mapping[str, torch.Tensor], layer: str, x: torch.Tensor
 
 
 @torch.no_grad()
-def twin(name: str, ids: list[int], visible: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits [tokens, vocabulary] by the published names; `visible` says who sees whom."""
+def twin(
+    name: str,
+    ids: list[int],
+    visible: torch.Tensor | None = None,
+    *,
+    memory: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    stale: list[bool] | None = None,
+) -> torch.Tensor:
+    """Logits [tokens, vocabulary] by the published names; `visible` says who sees whom.
+
+    Keys and values go to `memory`, or where a place is `stale` come from there.
+    """
     c = LAYOUTS[name]
     w = {key: value.double() for key, value in weights(name).items()}
     count = len(ids)
@@ -357,6 +367,11 @@ def twin(name: str, ids: list[int], visible: torch.Tensor | None = None) -> torc
             k = rms(k, w[f"{layer}{norms[1]}.weight"], epsilon)
         rotary = int(head * c.get("partial_rotary_factor", 1))
         q, k = turned(q, rotary, base), turned(k, rotary, base)
+        if memory is not None:
+            if stale is not None:
+                old = torch.tensor(stale)[:, None, None]
+                k, v = (torch.where(old, *pair) for pair in zip(memory[n], (k, v), strict=True))
+            memory[n] = k, v
         mixed = torch.zeros_like(q)
         for number in range(num_heads):
             group = number // (num_heads // num_groups)

@@ -135,6 +135,11 @@ def _group(
         # positions may repeat (trees), so they are told apart by where they are stored.
         start = bucket[0].start
         key_positions_RK = key_index_K[None].clone()
+        for span in bucket[0].job.sequence.spans:
+            depths = span.attention.depths(len(span.tokens))
+            if not isinstance(depths, range):  # stored in another order than that of the text
+                moved = torch.tensor(depths[: span.num_kept], device=device)
+                key_positions_RK[0, span.start : span.end] = span.start + moved
         key_positions_RK[0, start : start + num_queries] = query_positions_RQ[0]
         visible_RQK = (key_index_K < start).repeat(1, num_queries, 1)
         visible_RQK[0, :, start : start + num_queries] = attention.visible(num_queries).to(device)

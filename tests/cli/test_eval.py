@@ -235,6 +235,13 @@ def test_encoder_decoders(
     texts = [engine.generate(source, max_new_tokens=6).text for source, _ in pairs]
     expected = sacrebleu.corpus_chrf([" ".join(t.split()) for t in texts], [[b for _, b in pairs]])
     assert row["chrf"] == pytest.approx(expected.score)
+    # A pair too long for one of them counts for none.
+    long, given = tmp_path / "long.tsv", tmp_path / "given.txt"
+    long.write_text(f"{'house ' * 999}\tHaus\n{file.read_text('utf-8')}", "utf-8")
+    given.write_text("\n".join(["x", *(" ".join(text.split()) for text in texts)]), "utf-8")
+    data = run("eval", str(folder), str(given), "--data", str(long), *flags[2:]).json
+    assert [row["chrf"] for row in data["rows"]] == [pytest.approx(expected.score)] * 2
+    assert "; 2 pairs; 1 left out, too long for an encoder." in data["notes"][0]
     made = tmp_path / "made.jsonl"
     plain = ("--pairs", str(file), "--temperature", "0", "--max-new-tokens", "6")
     assert run("data", "synthesize", str(made), "-m", str(folder), *plain).code == 0

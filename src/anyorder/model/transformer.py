@@ -116,6 +116,11 @@ class Layer(nn.Module):
         return _apply(self.mlp_residual_norm, sum_NW)
 
 
+def _of(values: torch.Tensor, tokens_S: torch.Tensor | None) -> torch.Tensor:
+    """Columns of some tokens, or all of them."""
+    return values if tokens_S is None else values[..., tokens_S]
+
+
 def _apply(norm: nn.Module | None, x_NW: torch.Tensor) -> torch.Tensor:
     return x_NW if norm is None else norm(x_NW)
 
@@ -259,13 +264,15 @@ class Transformer(nn.Module):
         if self.config.logit_scale != 1.0:
             hidden_MW = hidden_MW * self.config.logit_scale
         if self.quantized_head is not None:
-            logits_MV: torch.Tensor = self.quantized_head(hidden_MW).float()
+            logits_MV: torch.Tensor = _of(self.quantized_head(hidden_MW).float(), tokens_S)
         elif self.config.tied_embeddings:
-            logits_MV = linear(hidden_MW, self.embedding.weight).float()
+            weight = self.embedding.weight
+            weight_SW = weight if tokens_S is None else weight[tokens_S]
+            logits_MV = linear(hidden_MW, weight_SW).float()
         else:
-            logits_MV = self.head(hidden_MW).float()
+            logits_MV = _of(self.head(hidden_MW).float(), tokens_S)
         if self.config.logit_bias:
-            logits_MV = logits_MV + self.logit_bias.bias
+            logits_MV = logits_MV + _of(self.logit_bias.bias, tokens_S)
         if self.config.logit_cap is not None:
             logits_MV = torch.tanh(logits_MV / self.config.logit_cap) * self.config.logit_cap
         return logits_MV

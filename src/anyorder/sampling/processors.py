@@ -285,6 +285,10 @@ def _is_guided(row: Row) -> bool:
 
 def unpack_bits(words_GW: torch.Tensor, size: int) -> torch.Tensor:
     """Bool [G, size] from int32 words, lowest bit first."""
+    if words_GW.device.type == "cpu":  # ten times faster there
+        bits_GB = words_GW.contiguous().numpy().view(np.uint8)
+        bits_GV = np.unpackbits(bits_GB, axis=1, count=size, bitorder="little")
+        return torch.from_numpy(bits_GV).view(torch.bool)
     bits = torch.arange(32, dtype=torch.int32, device=words_GW.device)
     return ((words_GW[:, :, None] >> bits) & 1).bool().flatten(1)[:, :size]
 

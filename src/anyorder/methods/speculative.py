@@ -90,6 +90,8 @@ class Speculative(Method):
                 limit = min(room, self._length(context, session, lengths))
                 draft = (yield from session.propose(text, limit)) if limit > 0 else NO_DRAFT
                 self._validate(draft, context)
+                if lengths is not None and draft.chances:
+                    draft = _without(draft, self._worth(context, draft, limit, lengths))
                 check = Check(
                     first=1,
                     rule=self.acceptance if coupled or draws else "match",
@@ -141,6 +143,13 @@ class Speculative(Method):
             draft=lambda length: self.drafter.seconds(context, length),
         )
 
+    def _worth(self, context: Context, draft: Draft, limit: int, lengths: DraftLength) -> list[int]:
+        return lengths.worth_checking(
+            draft.chances,
+            check=lambda count: context.pass_seconds(1 + count),
+            drafting=self.drafter.seconds(context, limit),
+        )
+
     def _validate(self, draft: Draft, context: Context) -> None:
         size = context.abilities.vocabulary_size
         for token in draft.tokens:
@@ -149,6 +158,18 @@ class Speculative(Method):
                     f"drafter {lookup.name_of(self.drafter)} proposed token {token}; "
                     f"{context.abilities.name} has ids 0 to {size - 1}."
                 )
+
+
+def _without(draft: Draft, kept: list[int]) -> Draft:
+    """Only these tokens of a draft, every one's parent among them."""
+    assert draft.parents is not None and not draft.proposals, "chances are those of a chosen tree"
+    places = {-1: -1} | {old: new for new, old in enumerate(kept)}
+    return dataclasses.replace(
+        draft,
+        tokens=[draft.tokens[place] for place in kept],
+        parents=[places[draft.parents[place]] for place in kept],
+        chances=[draft.chances[place] for place in kept],
+    )
 
 
 def _depth(draft: Draft) -> int:

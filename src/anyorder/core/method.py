@@ -279,13 +279,17 @@ class Context(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
+    def report_embedding(self, vector: Seq[float]) -> None:
+        """Hand over the prompt as a vector (`Request.embedding`)."""
+
     """Base of all decoding methods. A subclass's fields are its options."""
 
     needs: ClassVar[Needs] = Needs()
     exact: ClassVar[bool] = True
     """Does it produce the model's own distribution (or, for a search, exactly what it states)?"""
     scores_prompt: ClassVar[bool] = False
-    """Does it hand over prompt log-probabilities (`Context.report_prompt`)?"""
+    """Does it hand over what is asked of the prompt alone: log-probabilities
+    (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
     makes_choices: ClassVar[bool] = False

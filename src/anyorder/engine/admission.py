@@ -242,6 +242,11 @@ class Admission:
             )
         return method
 
+        if request.embedding != "none" and (abilities.source_length or not method.scores_prompt):
+            raise InvalidRequest(
+                f"{name} gives no embedding of {abilities.name}'s prompt; use autoregressive and a "
+                "model without an encoder."
+            )
     def _check_source(self, tokens: list[int], name: str) -> None:
         """Does the encoder have room for it?"""
         abilities = self._target.abilities

@@ -371,6 +371,9 @@ class Run:
         for choice in range(len(self._choices)):
             self._stream(choice)
         self.generator = self.prepared.method.decode(self)
+    def report_embedding(self, vector: Seq[float]) -> None:
+        self.handle.embedding = list(vector)
+
         self._gather(next(self.generator, None))
 
     def advance(self) -> None:

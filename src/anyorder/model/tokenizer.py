@@ -165,6 +165,10 @@ class Tokenizer:
         text = self._pieces[token].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text; a control token's name."""
+        return self._pieces[token]
+
     def differs(self, other: Tokenizer) -> int | None:
         """The first id that means something else to another tokenizer; None: they agree."""
         own, others = (

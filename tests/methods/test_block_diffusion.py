@@ -223,6 +223,47 @@ def test_a_blocks_first_token_from_the_clean_block_before(num_prompt: int) -> No
     assert fixed.tokens[4] == 9
 
 
+def test_where_clean_tokens_are_asked_they_run_alone() -> None:
+    """No masks run beside them: blocks of one token cost what autoregressive decoding does."""
+    model = block_model(token_shift=True)
+    for options, lengths in (
+        ({"block_size": 1}, [(5, 0), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9)]),
+        ({"first": "clean", "commit": "sequential"}, [(8, 0), (4, 4), (4, 8)]),
+    ):
+        engine = tiny_engine(model=model)
+        handle = engine.submit(request(options, prompt=[9] * 5, max_new_tokens=6))
+        found = lengths[:1]  # admitted within its tick
+        while not handle.done:
+            found += [
+                (len(job.request.tokens), job.request.start)
+                for run in engine._scheduler.running
+                for job in run.jobs
+            ]
+            engine.tick()
+        assert list(dict.fromkeys(found)) == lengths
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 5, 64])
+def test_clean_blocks_alone_in_chunks_and_after_preemption(max_batch_tokens: int) -> None:
+    model = block_model(token_shift=True)
+    options: dict[str, object] = {"first": "clean", "window": 2}
+    requests = [
+        request(options, prompt=[5] * length, max_new_tokens=9, temperature=1.0, seed=length)
+        for length in (3, 8, 17)
+    ]
+    alone = [tiny_engine(model=model).generate(one).tokens for one in requests]
+    engine = tiny_engine(model=model, max_batch_tokens=max_batch_tokens)
+    handles = [engine.submit(one) for one in requests]
+    for tick in itertools.count():
+        if tick in (3, 9, 30):
+            for run in list(engine._scheduler.running):
+                engine._scheduler._preempt(run)
+        if not engine.tick():
+            break
+    assert [handle.result().tokens for handle in handles] == alone
+    assert_no_page_is_lost(engine)
+
+
 def test_what_its_authors_decode_with_is_the_default_on_a_model() -> None:
     authors = {"block_diffusion": {"window": 2, "commit": {"name": "confidence"}}}
     model = block_model(decoding=authors)

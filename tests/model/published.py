@@ -157,6 +157,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "conplemenrary_mask": True,
         "layer_types": ["full_attention", "full_attention"],
     },
+    "a2d_qwen2": _QWEN2
+    | {
+        "model_type": "a2d-qwen2",
+        "layer_types": ["sliding_attention", "sliding_attention"],
+        "sliding_window": 4,
+        "use_sliding_window": True,
+    },
+    "a2d_qwen3": _QWEN3 | {"model_type": "a2d-qwen3"},
+    "a2d_llama": _QWEN2 | {"model_type": "a2d-llama", "attention_bias": False, "mlp_bias": False},
 }
 """Family -> its config.json."""
 EXPERTS = {name for name, fields in LAYOUTS.items() if "num_experts" in fields}
@@ -203,10 +212,10 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
         else:
             for part, count in (("q", heads), ("k", groups), ("v", groups)):
                 found[f"{layer}self_attn.{part}_proj.weight"] = (count * head, width)
-                if name in ("dream", "fast_dllm_qwen"):
+                if name in ("dream", "fast_dllm_qwen", "a2d_qwen2"):
                     found[f"{layer}self_attn.{part}_proj.bias"] = (count * head,)
             found[layer + "self_attn.o_proj.weight"] = (width, heads * head)
-            if name in ("llada_moe", "sdar", "sdar_moe"):
+            if name in ("llada_moe", "sdar", "sdar_moe", "a2d_qwen3"):
                 for norm in ("q_norm", "k_norm"):
                     found[f"{layer}self_attn.{norm}.weight"] = (head,)
         for stem, inner in mlps(name, n).items():

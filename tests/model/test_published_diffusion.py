@@ -105,6 +105,12 @@ def test_what_published_checkpoints_do_not_say(name: str, mask_token: int) -> No
         config_of(name, mask_token_id="absent")
 
 
+def test_the_mask_token_of_converted_models_is_the_tokenizers() -> None:
+    config = config_of("a2d_qwen3")
+    assert config.mask_token is None and config.block_size == 0 and not config.token_shift
+    assert config.attention == {"bidirectional"}
+
+
 def test_the_renamed_mixture_is_the_same() -> None:
     assert config_of("llada_moe", model_type="lladamoe") == config_of("llada_moe")
 

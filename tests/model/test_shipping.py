@@ -168,7 +168,9 @@ def test_a_run_is_packed_with_its_recipe_and_metrics(tmp_path: Path) -> None:
     for step in (3, 12):
         place = run / "checkpoints" / f"step-{step:08d}"
         place.mkdir(parents=True)
-        (place / "state.json").write_text(json.dumps({"recipe": {"run": {"steps": step}}}))
+        (place / "state.json").write_text(
+            json.dumps({"recipe": {"run": {"steps": step, "output": "/x"}}})
+        )
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "validation_loss": 1.75}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = tmp_path / "small"

@@ -92,7 +92,9 @@ def _add_history(run: Path, partial: Path) -> None:
 
     states = sorted(run.glob("checkpoints/*/state.json"))
     if states:
-        _write(partial / "recipe.json", read_json(states[-1])["recipe"])
+        recipe = read_json(states[-1])["recipe"]
+        recipe["run"].pop("output", None)  # where it was, on the machine that trained it
+        _write(partial / "recipe.json", recipe)
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         lines = metrics.read_text("utf-8").splitlines(keepends=True)

@@ -292,6 +292,8 @@ class Method:
     (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
+    reads_text: ClassVar[bool] = False
+    """Does it go by the text of tokens, so that it needs a tokenizer?"""
     makes_choices: ClassVar[bool] = False
     """Does one run produce all `n` choices itself? Otherwise the engine runs it once per choice."""
 

@@ -231,6 +231,8 @@ class Admission:
                 f"{', '.join(self.usable_methods())}."
             )
         method.check(request)
+        if method.reads_text:
+            self._require_tokenizer(name)
         if request.prompt_logprobs and abilities.source_length:
             raise InvalidRequest(
                 f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
@@ -274,6 +276,8 @@ class Admission:
     def _is_usable(self, name: str) -> bool:
         cls, abilities = _find(name), self._target.abilities
         if cls.needs.missing(abilities, tuple(self._roles)) is not None:
+            return False
+        if cls.reads_text and self._tokenizer is None:
             return False
         method = build(cls, abilities.decoding.get(name, {}), kind=f"{name} option")
         return method.missing(self._models) is None

@@ -29,6 +29,9 @@ class Detokenizer(Protocol):
     def decode(self, ids: Seq[int], *, continued: bool = False) -> str:
         """Text of these ids."""
 
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text, with those that the model wants around it."""
+
     def token_text(self, token: int) -> str:
         """A printable form of one token."""
 

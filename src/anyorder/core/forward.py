@@ -84,6 +84,12 @@ class Bidirectional(Attention):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canvas(Bidirectional):
+    """Every token sees every other, and all see the same of the past: windows are counted from the
+    first of them. Networks that condition themselves know these tokens for a noisy canvas."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blocks(Attention):
     """Bidirectional inside blocks of `size` tokens, causal between blocks."""
 
@@ -265,6 +271,10 @@ class Outputs:
     """Entropy and margin of the processed distribution instead, and the drawn token's
     log-probability there (`ForwardResult.confidences`). Temperature 0, which leaves one token,
     counts as 1 here."""
+    belief: float | None = None
+    """Of the model's distribution at this temperature: its entropy, and the mean embedding of its
+    tokens, to be handed on as `ForwardRequest.conditioning` to networks that condition
+    themselves."""
     top: int = 0
     """The k likeliest tokens under the model's distribution, with their log-probabilities."""
     best: int = 0
@@ -396,6 +406,10 @@ class ForwardResult:
     confidences: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
+    beliefs: list[float] = field(default_factory=list)
+    """Entropies, nats."""
+    embeddings: torch.Tensor | None = None
+    """[rows, width]; the beliefs' mean embeddings."""
     given: list[float] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     verdict: Verdict | None = None

@@ -79,6 +79,9 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    canvas_length: int = 0
+    """Tokens of a noisy canvas, of networks that read text causally and see a canvas behind it
+    both ways; 0: text and canvas see each other."""
     token_shift: bool = False
     """Of networks with a mask token: is a place told by the token before it, instead of by the
     mask that stands there?"""

@@ -69,6 +69,8 @@ class Job:
     """Of one chunk of tokens after the other."""
     heads: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
     links: torch.Tensor | None = None
+    beliefs: dict[int, tuple[float, torch.Tensor]] = field(default_factory=dict)
+    """Entropy and mean embedding, by row."""
     verdict: Verdict | None = None
 
     @property
@@ -134,6 +136,10 @@ class Job:
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],
             chances=[a.chance for a in answers if a.chance is not None],
+            beliefs=[self.beliefs[row][0] for row in rows if self.beliefs],
+            embeddings=(
+                torch.stack([self.beliefs[row][1] for row in rows]) if self.beliefs else None
+            ),
             verdict=self.verdict,
             draws=[a.draws for a in answers] if wants.draws else [],
             distributions=[a.distribution for a in answers] if wants.distribution else [],

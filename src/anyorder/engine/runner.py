@@ -14,6 +14,7 @@ from anyorder.cache.pool import Pool
 from anyorder.core.batch import LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
+from anyorder.engine.beliefs import believe
 from anyorder.engine.checks import check_draft, contrasted, sampler_row
 from anyorder.engine.patches import draw_patches
 from anyorder.engine.roles import Role
@@ -92,6 +93,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         on_canvas = [i for i, q in enumerate(part) if q.job.request.canvas is not None]
         if on_canvas and role.abilities.mask_token is not None:
             logits_MV[on_canvas, role.abilities.mask_token] = -torch.inf
+        believe(role, [(question.job, question.row) for question in part], logits_MV)
         now: list[int] = []
         for index, question in enumerate(part):
             job, row = question.job, question.row

@@ -35,6 +35,8 @@ class Architecture:
     gguf_names: ClassVar[NameMap] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
     """Endings of tensors in published checkpoints that hold no weights of the network."""
+    beyond: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of tensors' names in parts that are not loaded: a vision tower."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Endings of tensors' names in older checkpoints, and how they end today."""
     optional: ClassVar[tuple[str, ...]] = ()

@@ -82,8 +82,21 @@ class FrequencyDivisors:
     divisors: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """The fastest frequencies, a share of them, as they are; the others do not turn (Gemma 4)."""
+
+    share: float
+
+
 RopeScaling = (
-    LinearScaling | NtkScaling | DynamicScaling | YarnScaling | Llama3Scaling | FrequencyDivisors
+    LinearScaling
+    | NtkScaling
+    | DynamicScaling
+    | YarnScaling
+    | Llama3Scaling
+    | FrequencyDivisors
+    | ProportionalScaling
 )
 
 
@@ -134,6 +147,9 @@ class Experts:
     """Inner width of an expert that every token visits; 0: there is none."""
     shared_gate: bool = True
     """Is the shared expert's output scaled by a gate?"""
+    beside_dense: bool = False
+    """Gemma 4: the experts stand beside a dense MLP, each with norms of its own; the router reads
+    the residual stream by another norm, and each expert's weight is multiplied by a number."""
 
     def __post_init__(self) -> None:
         if self.per_token > self.num:
@@ -173,6 +189,12 @@ class LayerConfig:
     """Does the window reach as far ahead, where tokens see what is ahead?"""
     attention_norm: bool = True
     """Is there a norm before attention, where the family has one there?"""
+    head_width: int | None = None
+    """None: the model's."""
+    num_kv_heads: int | None = None
+    """None: the model's."""
+    keys_are_values: bool = False
+    """Are values the keys, as they are before their norm and rotation?"""
     attention_scale: float
     """Queries times keys are multiplied by it."""
     experts: Experts | None = None
@@ -200,6 +222,8 @@ class ModelConfig:
     attention: frozenset[AttentionKind] = frozenset({"causal"})
     mask_token: int | None = None
     """For a masked place; None: what the tokenizer says, if anything."""
+    canvas_length: int = 0
+    """Tokens of a noisy canvas behind text that is read causally; 0: they see each other."""
     knows_masks: bool = True
     """False: it was trained without, whatever the tokenizer has."""
     block_size: int = 0
@@ -223,6 +247,8 @@ class ModelConfig:
     """head: each head's queries and keys on their own. full: all heads' queries together."""
     clip_qkv: float | None = None
     """Queries and keys (after their norm) and values are clamped to [-clip, clip]."""
+    value_norm: bool = False
+    """Are each head's values normalised, without a scale?"""
     alibi: bool = False
     """Attention scores fall linearly with distance (arXiv 2108.12409)."""
     relative_positions: RelativePositions | None = None
@@ -245,6 +271,9 @@ class ModelConfig:
     """None: norms and branches are the same at all levels of noise. For norms before branches."""
     parallel_residual: bool = False
     """x + attention(norm(x)) + mlp(norm(x)), each with its own norm (GPT-NeoX)."""
+    layer_scale: bool = False
+    """Is each layer's output multiplied by a number of its own, with a `canvas_length` by another
+    where tokens are text?"""
     final_norm: bool = True
 
     # Embeddings
@@ -258,6 +287,8 @@ class ModelConfig:
     """Row of position 0 in that table."""
     token_types: int = 0
     """Rows of a table whose first row is added to every embedding; 0: none."""
+    self_conditioning: bool = False
+    """Is what the network believed of a canvas before added to the canvas's embeddings?"""
     sinusoidal_positions: bool = False
     """Sines, then cosines, of the position are added to the embedding (arXiv 1706.03762)."""
     tied_embeddings: bool = True
@@ -292,6 +323,14 @@ class ModelConfig:
                     f"the configuration forces or bans token {token}; token ids are 0 to "
                     f"{self.vocabulary_size - 1}."
                 )
+
+    def head_width_of(self, layer: int) -> int:
+        """Width of a layer's heads."""
+        return self.layers[layer].head_width or self.head_width
+
+    def num_kv_heads_of(self, layer: int) -> int:
+        """A layer's key/value heads."""
+        return self.layers[layer].num_kv_heads or self.num_kv_heads
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

@@ -126,6 +126,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         end_tokens=ends.union(closing),
         attention=config.attention,
         block_size=config.block_size,
+        canvas_length=config.canvas_length,
         token_shift=config.token_shift,
         decoding=config.decoding,
         closing_tokens=closing,

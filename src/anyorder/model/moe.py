@@ -16,7 +16,7 @@ from torch import nn
 
 from anyorder.model.backends.linear import Linear
 from anyorder.model.config import Experts, ModelConfig
-from anyorder.model.layers import ACTIVATIONS, Mlp
+from anyorder.model.layers import ACTIVATIONS, Mlp, RmsNorm
 
 
 class ExpertLinear(nn.Module):
@@ -56,15 +56,18 @@ class MixtureOfExperts(nn.Module):
         self.experts = ExpertMlps(config, experts)
         if experts.choice_bias:
             self.choice = ChoiceBias(experts.num)
+        if experts.beside_dense:
+            self.router_norm = RmsNorm(config.width, config.norm_epsilon)
+            self.expert_scale = ExpertScale(experts.num)
         if experts.shared_width:
             self.shared = Mlp(config, experts.shared_width)
             if experts.shared_gate:
                 self.shared_gate = Linear(config.width, 1, bias=False)
 
-    def forward(self, x_NW: torch.Tensor) -> torch.Tensor:
-        """Same shape as `x_NW`."""
+    def forward(self, x_NW: torch.Tensor, routed_by_NW: torch.Tensor | None = None) -> torch.Tensor:
+        """Same shape as `x_NW`; `routed_by_NW` is what the router reads, where that is another."""
         per_token = self.config.per_token
-        shares_NP, experts_NP = self._route(x_NW)
+        shares_NP, experts_NP = self._route(x_NW if routed_by_NW is None else routed_by_NW)
         expert_S, order_S = experts_NP.flatten().sort(stable=True)
         ends_X = torch.bincount(expert_S, minlength=self.config.num).cumsum(0, dtype=torch.int32)
         visited_SW = self.experts(x_NW[order_S // per_token], ends_X)
@@ -82,6 +85,8 @@ class MixtureOfExperts(nn.Module):
     def _route(self, x_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each token's experts [N, P] and their weights."""
         config = self.config
+        if self.config.beside_dense:
+            x_NW = self.router_norm(x_NW) * x_NW.shape[-1] ** -0.5
         outputs_NX = self.router(x_NW).float()
         shares_NX = outputs_NX.softmax(-1) if config.scores == "softmax" else outputs_NX.sigmoid()
         wanted_NX = shares_NX + self.choice.bias if config.choice_bias else shares_NX
@@ -95,7 +100,36 @@ class MixtureOfExperts(nn.Module):
         shares_NP = shares_NX.gather(1, experts_NP)
         if config.normalize:
             shares_NP = shares_NP / shares_NP.sum(dim=-1, keepdim=True)
+        if config.beside_dense:
+            shares_NP = shares_NP * self.expert_scale.weight[experts_NP]
         return shares_NP * config.scale, experts_NP
+
+
+class DenseAndExperts(nn.Module):
+    """A dense MLP and experts beside it, which both read the residual stream (Gemma 4)."""
+
+    def __init__(self, config: ModelConfig, experts: Experts) -> None:
+        super().__init__()
+        self.dense_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.dense = Mlp(config, config.mlp_width)
+        self.dense_out_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.sparse_norm = RmsNorm(config.width, config.norm_epsilon)
+        self.sparse = MixtureOfExperts(config, experts)
+        self.sparse_out_norm = RmsNorm(config.width, config.norm_epsilon)
+
+    def forward(self, x_NW: torch.Tensor) -> torch.Tensor:
+        """Same shape as `x_NW`."""
+        dense_NW: torch.Tensor = self.dense_out_norm(self.dense(self.dense_norm(x_NW)))
+        sparse_NW: torch.Tensor = self.sparse(self.sparse_norm(x_NW), x_NW)
+        return dense_NW.add_(self.sparse_out_norm(sparse_NW))
+
+
+class ExpertScale(nn.Module):
+    """What each expert's weight is multiplied by, [X]."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_experts))
 
 
 class ChoiceBias(nn.Module):

@@ -66,6 +66,8 @@ FUSED = {
     "attention.qkv": ("attention.q", "attention.k", "attention.v"),
     "cross.kv": ("cross.k", "cross.v"),
     "mlp.gate_up": ("mlp.gate", "mlp.up"),
+    "self_conditioning.mlp.gate_up": ("self_conditioning.mlp.gate", "self_conditioning.mlp.up"),
+    "mlp.dense.gate_up": ("mlp.dense.gate", "mlp.dense.up"),
     "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
     "mlp.experts.gate_up": ("mlp.experts.gate", "mlp.experts.up"),
 }

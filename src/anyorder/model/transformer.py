@@ -9,9 +9,10 @@ each.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from anyorder.core.batch import KeyValuePool, PackedBatch
@@ -22,7 +23,7 @@ from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_li
 from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
 from anyorder.model.layers import ACTIVATIONS, Mlp, make_norm
 from anyorder.model.modulation import NoiseLevel, modulated
-from anyorder.model.moe import MixtureOfExperts
+from anyorder.model.moe import DenseAndExperts, MixtureOfExperts
 from anyorder.model.relative import RelativeBias
 from anyorder.model.rotary import Rotation, rotation
 
@@ -42,9 +43,13 @@ class Layer(nn.Module):
         self.parallel = config.parallel_residual
         self.attention = Attention(config, index, relative)
         experts = config.layers[index].experts
-        self.mlp: nn.Module = (
-            Mlp(config, config.mlp_width) if experts is None else MixtureOfExperts(config, experts)
-        )
+        self.mlp: nn.Module
+        if experts is None:
+            self.mlp = Mlp(config, config.mlp_width)
+        elif experts.beside_dense:
+            self.mlp = DenseAndExperts(config, experts)
+        else:
+            self.mlp = MixtureOfExperts(config, experts)
         self.attention_norm = norm_if("before", "around") if normed else None
         self.attention_out_norm = norm_if("around", "after_branch")
         self.attention_residual_norm = norm_if("after_residual")
@@ -54,9 +59,13 @@ class Layer(nn.Module):
             self.cross_norm = norm_if("before", "around")
             self.cross_out_norm = norm_if("around", "after_branch")
             self.cross_residual_norm = norm_if("after_residual")
-        self.mlp_norm = norm_if("before", "around")
+        normed = experts is None or not experts.beside_dense
+        self.mlp_norm = norm_if("before", "around") if normed else None
         self.mlp_out_norm = norm_if("around", "after_branch")
         self.mlp_residual_norm = norm_if("after_residual")
+        self.scale = LayerScale() if config.layer_scale else None
+        two = config.layer_scale and config.canvas_length
+        self.text_scale = LayerScale() if two else None
         if config.modulation is not None:
             self.modulation = Linear(config.modulation.width, 6 * config.width, bias=True)
 
@@ -115,6 +124,18 @@ class Layer(nn.Module):
         sum_NW = _apply(self.mlp_out_norm, branch_NW).add_(sum_NW)
         return _apply(self.mlp_residual_norm, sum_NW)
 
+    def scaled(self, x_NW: torch.Tensor, canvas_N: torch.Tensor | None) -> torch.Tensor:
+        """The layer's output by its numbers, where it has some."""
+        if self.scale is None:
+            return x_NW
+        factor: torch.Tensor = self.scale.weight
+        if self.text_scale is not None:
+            of_text = self.text_scale.weight
+            factor = (
+                of_text if canvas_N is None else torch.where(canvas_N[:, None], factor, of_text)
+            )
+        return x_NW * factor
+
 
 def _of(values: torch.Tensor, tokens_S: torch.Tensor | None) -> torch.Tensor:
     """Columns of some tokens, or all of them."""
@@ -135,6 +156,8 @@ class Transformer(nn.Module):
         self.embedding = make_embedding(config.vocabulary_size, embedding_width)
         if config.learned_positions:
             self.positions = make_embedding(config.learned_positions, config.width)
+        if config.self_conditioning:
+            self.self_conditioning = SelfConditioning(config)
         if config.token_types:
             self.token_types = make_embedding(config.token_types, config.width)
         if config.embedding_norm:
@@ -199,7 +222,11 @@ class Transformer(nn.Module):
     @property
     def cache_shapes(self) -> list[tuple[int, int]]:
         """(key/value heads, head width) of every layer."""
-        return [(self.config.num_kv_heads, self.config.head_width)] * len(self.config.layers)
+        config = self.config
+        return [
+            (config.num_kv_heads_of(layer), config.head_width_of(layer))
+            for layer in range(len(config.layers))
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -252,12 +279,12 @@ class Transformer(nn.Module):
         for index in range(first, last):
             rope = self.config.layers[index].rope
             turn = None if rope is None else rotations[rope]
-            x_NW = self.layers[index](x_NW, turn, batch, pool, level_NC)
+            layer = cast(Layer, self.layers[index])
+            x_NW = layer(x_NW, turn, batch, pool, level_NC)
+            x_NW = layer.scaled(x_NW, batch.canvas_N)
         return x_NW
 
-    def logits(
-        self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def logits(self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None = None) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`; or [M, S], of these tokens alone."""
         if self.config.head_transform is not None:
             hidden_MW = self.head_transform(hidden_MW)
@@ -289,6 +316,11 @@ class Transformer(nn.Module):
             x_NW = x_NW * torch.tensor(self.config.embedding_scale, dtype=x_NW.dtype).item()
         return x_NW
 
+    def mean_embedding(self, shares_MV: torch.Tensor) -> torch.Tensor:
+        """See `core.batch.SelfConditionedNetwork`."""
+        mean_MW = shares_MV.to(self.dtype) @ self.embedding.weight
+        return mean_MW * torch.tensor(self.config.embedding_scale, dtype=self.dtype).item()
+
     def _embed(self, batch: PackedBatch) -> torch.Tensor:
         if batch.mixture is None:
             x_NW = self.embed(batch.tokens_N)
@@ -297,6 +329,12 @@ class Transformer(nn.Module):
             x_NKW = self.embed(ids_NK)
             x_NW = (x_NKW * weights_NK.to(x_NKW.dtype)[..., None]).sum(1)
         config = self.config
+        if config.self_conditioning and batch.canvas_N is not None:
+            belief_NW = torch.zeros_like(x_NW)
+            for first_row, rows_NW in batch.conditioning:
+                belief_NW[first_row : first_row + len(rows_NW)] = rows_NW
+            conditioned_NW = self.self_conditioning(x_NW, belief_NW)
+            x_NW = torch.where(batch.canvas_N[:, None], conditioned_NW, x_NW)
         if config.embedding_width is not None:
             x_NW = self.project_in(x_NW)
         if config.learned_positions:
@@ -308,6 +346,29 @@ class Transformer(nn.Module):
         if config.embedding_norm:
             x_NW = self.embedding_norm(x_NW)
         return x_NW
+
+
+class LayerScale(nn.Module):
+    """A number that a layer's output is multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+class SelfConditioning(nn.Module):
+    """A canvas's embeddings with what the network believed of it before (arXiv 2208.04202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = make_norm(config, config.width)
+        self.mlp = Mlp(config, config.mlp_width)
+        self.epsilon = config.norm_epsilon
+
+    def forward(self, x_NW: torch.Tensor, belief_NW: torch.Tensor) -> torch.Tensor:
+        """Same shape as `x_NW`; beliefs are mean embeddings, zeros where there are none."""
+        x_NW = x_NW + self.mlp(self.norm(belief_NW))
+        return F.rms_norm(x_NW, x_NW.shape[-1:], eps=self.epsilon)
 
 
 class HeadTransform(nn.Module):

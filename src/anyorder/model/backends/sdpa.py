@@ -135,7 +135,10 @@ def _make_mask(
         visible_RQK = torch.ones(1, *size, dtype=torch.bool, device=queries_NHD.device).tril()
     distance_RQK = group.query_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
     if window is not None:
-        visible_RQK = visible_RQK & (distance_RQK < window)
+        reach_RQK = distance_RQK
+        if group.window_positions_RQ is not None:
+            reach_RQK = group.window_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
+        visible_RQK = visible_RQK & (reach_RQK < window)
         if pattern.window_ahead:
             visible_RQK = visible_RQK & (distance_RQK > -window)
     bias = torch.zeros((), dtype=queries_NHD.dtype, device=queries_NHD.device)

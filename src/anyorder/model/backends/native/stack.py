@@ -126,6 +126,10 @@ class LayerStack:
             and not config.mlp_width % _REGISTER
             and all(layer.experts is None for layer in config.layers)
             and all(layer.attention_norm and not layer.window_ahead for layer in config.layers)
+            and all(layer.head_width is None is layer.num_kv_heads for layer in config.layers)
+            and not any(layer.keys_are_values for layer in config.layers)
+            and not config.value_norm
+            and not config.layer_scale
             and all(layer.rope is None or not layer.rope.width % 2 for layer in config.layers)
         )
 

@@ -279,12 +279,12 @@ class Context(Protocol):
     def report_prompt(self, logprobs: Seq[float]) -> None:
         """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
     def report_embedding(self, vector: Seq[float]) -> None:
         """Hand over the prompt as a vector (`Request.embedding`)."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
     """Base of all decoding methods. A subclass's fields are its options."""
 
     needs: ClassVar[Needs] = Needs()

@@ -371,15 +371,15 @@ class Run:
     def report_prompt(self, logprobs: Seq[float]) -> None:
         self.handle.prompt_logprobs = list(logprobs)
 
+    def report_embedding(self, vector: Seq[float]) -> None:
+        self.handle.embedding = list(vector)
+
     # ------------------------------------------------------------------------------ as the engine's
     def start(self) -> None:
         """Create the generator and run it to its first requests."""
         for choice in range(len(self._choices)):
             self._stream(choice)
         self.generator = self.prepared.method.decode(self)
-    def report_embedding(self, vector: Seq[float]) -> None:
-        self.handle.embedding = list(vector)
-
         self._gather(next(self.generator, None))
 
     def advance(self) -> None:

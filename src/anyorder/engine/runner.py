@@ -20,17 +20,17 @@ from anyorder.engine.patches import draw_patches
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
-from anyorder.sampling.sampler import sample
 from anyorder.sampling.row import RowResult
+from anyorder.sampling.sampler import sample
 
 MAX_LOGIT_ROWS = 128
 """Rows of logits made at once; bounds memory when a whole prompt is scored."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 _STATES = Outputs(token=False, logprob=False, hidden=True)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
     """One row of a pass that somebody wants an answer to."""
 
@@ -81,13 +81,13 @@ def answer(role: Role, questions: Seq[Question]) -> None:
     draw_patches(role, drawn)
     if drawn:
         questions = [q for q in questions if q.job.request.outputs.patch is None]
-    for first in range(0, len(questions), MAX_LOGIT_ROWS):
     states = [q for q in questions if q.job.request.outputs == _STATES and not q.job.is_twin]
     for question in states:  # needs no logits, which are most of the work for a long prompt
         question.job.hidden[question.row] = question.hidden_W.clone()
         question.job.rows[question.row] = RowResult()
     if states:
         questions = [q for q in questions if q.job.request.outputs != _STATES or q.job.is_twin]
+    for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
         logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
         on_canvas = [i for i, q in enumerate(part) if q.job.request.canvas is not None]

@@ -242,13 +242,13 @@ class Admission:
             raise InvalidRequest(
                 f"{name} does not score the prompt; use autoregressive for prompt_logprobs."
             )
-        return method
-
         if request.embedding != "none" and (abilities.source_length or not method.scores_prompt):
             raise InvalidRequest(
                 f"{name} gives no embedding of {abilities.name}'s prompt; use autoregressive and a "
                 "model without an encoder."
             )
+        return method
+
     def _check_source(self, tokens: list[int], name: str) -> None:
         """Does the encoder have room for it?"""
         abilities = self._target.abilities

@@ -80,9 +80,6 @@ class Final:
     drafted: bool = False
 
 
-class ChoiceBuilder:
-    """Collects one choice's final tokens and turns them into text that is never taken back.
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reveal:
     """A token was made final at a place, whatever is open before it."""
@@ -90,6 +87,9 @@ class Reveal:
     place: int
     final: Final
 
+
+class ChoiceBuilder:
+    """Collects one choice's final tokens and turns them into text that is never taken back.
 
     Tokens may become final in any order; they turn into text once none before them is missing.
     """
@@ -115,11 +115,11 @@ class Reveal:
         self.logprobs: list[float] = []
         self.trace: list[TraceEntry] = []
         self.history: list[Preview] = []
+        self.reveals: list[Reveal] = []
+        """In the order in which tokens were made final."""
         self.score: float | None = None
         self.finish_reason: FinishReason | None = "length" if rules.max_new_tokens == 0 else None
 
-        self.reveals: list[Reveal] = []
-        """In the order in which tokens were made final."""
     def next_places(self, count: int) -> list[int]:
         """The first open places, in order."""
         places, place = list[int](), len(self.tokens)
@@ -137,10 +137,10 @@ class Reveal:
             f"place {place} was revealed before"
         )
         self._waiting[place] = final
+        self.reveals.append(Reveal(place=place, final=final))
 
     def end_at(self, num_tokens: int) -> None:
         """Let the text have no more than so many tokens."""
-        self.reveals.append(Reveal(place=place, final=final))
         if self.finish_reason is not None or num_tokens >= self._length:
             return
         assert num_tokens >= len(self.tokens) and max(self._waiting, default=0) <= num_tokens, (

@@ -30,6 +30,7 @@ class Autoregressive(Method):
                 context.report_embedding(vector)
                 tokens, start = tokens[-1:], len(tokens) - 1
             if context.request.prompt_logprobs:
+                tokens, start = list(context.prompt), 0
                 rows, following = range(len(tokens) - 1), tuple(tokens[1:])
                 if rows:
                     given = Outputs(token=False, logprob=False, given=following)

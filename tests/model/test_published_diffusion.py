@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from tests.model import published
@@ -13,9 +14,10 @@ from tests.model.published import EXPERTS, LAYOUTS, MASK, VOCABULARY
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.model.architecture import for_model_type
-from anyorder.model.checkpoint import open_folder
+from anyorder.model.checkpoint import open_folder, open_gguf
 from anyorder.model.config import Experts, ModelConfig
 from anyorder.model.fields import Fields
+from anyorder.model.gguf import GGUFFile
 from anyorder.model.loaded import abilities_of
 from anyorder.model.loading import load_network
 from anyorder.model.saving import stored_tensors
@@ -54,6 +56,57 @@ def test_logits_equal_the_twins(name: str, tmp_path: Path) -> None:
     tensors = stored_tensors(network)
     assert tensors.keys() == published.weights(name).keys()
     assert all(torch.equal(tensors[key], value) for key, value in published.weights(name).items())
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@torch.no_grad()
+def test_gguf_files_of_them(name: str, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes them: LLaDA's rotary pairs side by side, Dream's apart."""
+    c, dense = LAYOUTS[name], name == "llada"
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", name)
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4 if dense else 2)
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_rope_freq_base(c["rope_theta"])
+    writer.add_rope_dimension_count(8)
+    writer.add_mask_token_id(MASK)
+    writer.add_eos_token_id(published.END)
+    parts = {
+        "wte": "token_embd",
+        "embed_tokens": "token_embd",
+        "ln_f": "output_norm",
+        "norm": "output_norm",
+        "lm_head": "output",
+        **dict.fromkeys(("attn_norm", "input_layernorm"), "attn_norm"),
+        **dict.fromkeys(("ff_norm", "post_attention_layernorm"), "ffn_norm"),
+        **dict.fromkeys(("attn_out", "o_proj"), "attn_output"),
+        **dict.fromkeys(("ff_proj", "gate_proj"), "ffn_gate"),
+        **{"up_proj": "ffn_up", "down_proj": "ffn_down"},
+        **{f"{part}_proj": f"attn_{part}" for part in "qkv"},
+    }
+    for tensor, values in published.weights(name).items():
+        *stem, part, kind = tensor.split(".")
+        layer = next((piece for piece in stem if piece.isdigit()), None)
+        found = parts.get(part) or ("output" if layer is None else "ffn_down")
+        if dense and part in ("q_proj", "k_proj"):
+            values = values.reshape(4, 2, 4, -1).swapaxes(1, 2).reshape(values.shape)
+        stored = f"{found}.{kind}" if layer is None else f"blk.{layer}.{found}.{kind}"
+        writer.add_tensor(stored, values.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config, source = open_gguf(GGUFFile(tmp_path / "model.gguf"))
+    network = load_network(config, source, dtype=torch.float32)
+    abilities = abilities_of(name, config, None)
+    assert abilities.mask_token == MASK and abilities.token_shift == (not dense)
+    ids, visible = list(range(3, 20)), torch.ones(17, 17, dtype=torch.bool)
+    want = published.twin(name, ids, visible)
+    torch.testing.assert_close(logits(network, ids, visible).double(), want, atol=1e-4, rtol=0)
 
 
 def config_of(name: str, **changes: Any) -> ModelConfig:

@@ -12,14 +12,15 @@ whole: noise with entropies is `commit=entropy` and `commit.noise`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from anyorder.model.architecture import Architecture
 from anyorder.model.architectures.qwen2 import Qwen2
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
-from anyorder.model.naming import LLAMA_NAMES, NameMap
+from anyorder.model.naming import GGUF_NAMES, LLAMA_NAMES, NameMap, TensorSource
 
 _MASK = 151666
 
@@ -30,6 +31,13 @@ class Dream(Architecture):
     model_types: ClassVar[tuple[str, ...]] = ("Dream",)
     prefixes: ClassVar[tuple[str, ...]] = ("model.",)
     names: ClassVar[NameMap] = LLAMA_NAMES
+    gguf_types: ClassVar[tuple[str, ...]] = ("dream",)
+    gguf_names: ClassVar[NameMap] = GGUF_NAMES
+
+    @classmethod
+    def gguf_fields(cls, metadata: Mapping[str, Any], source: TensorSource) -> dict[str, Any]:
+        mask = {"mask_token_id": metadata.get("tokenizer.ggml.mask_token_id")}
+        return super().gguf_fields(metadata, source) | mask
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:

@@ -13,15 +13,28 @@ The mixture of experts is published with the same `model_type`; `llada_moe.py` r
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from anyorder.model.architecture import Architecture
 from anyorder.model.architectures.llada_moe import LladaMoe
+from anyorder.model.architectures.llama import Llama
 from anyorder.model.config import LayerConfig, ModelConfig
 from anyorder.model.fields import Fields, read_rope
-from anyorder.model.naming import NameMap
+from anyorder.model.naming import NameMap, TensorSource
 
 _MASK = 126336
+_GGUF = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "mlp_hidden_size",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "weight_tying",
+    "attention_bias": "include_qkv_bias",
+}
+"""What GGUF metadata is in LLaMA's words -> in LLaDA's."""
 _LAYER = {
     "attention_norm": "attn_norm",
     "attention.q": "q_proj",
@@ -47,6 +60,14 @@ class Llada(Architecture):
         "head": "model.transformer.ff_out",
         **{f"layers.{{layer}}.{part}": f"blocks.{{layer}}.{name}" for part, name in _LAYER.items()},
     }
+    gguf_types: ClassVar[tuple[str, ...]] = ("llada",)
+    gguf_names: ClassVar[NameMap] = Llama.gguf_names
+
+    @classmethod
+    def gguf_fields(cls, metadata: Mapping[str, Any], source: TensorSource) -> dict[str, Any]:
+        found = super().gguf_fields(metadata, source)
+        mask = {"mask_token_id": metadata.get("tokenizer.ggml.mask_token_id")}
+        return mask | {_GGUF.get(name, name): value for name, value in found.items()}
 
     @classmethod
     def config(cls, fields: Fields) -> ModelConfig:

@@ -138,6 +138,10 @@ def test_alone_and_beside_others(engine: Engine) -> None:
     ]
     alone = [engine.generate(request).tokens for request in requests]
     assert [completion.tokens for completion in engine.generate(requests)] == alone
+    role = engine.roles["target"]
+    small = Engine(LoadedModel(network=role.network, abilities=role.abilities), cache_tokens=48)
+    assert [completion.tokens for completion in small.generate(requests)] == alone
+    assert_no_page_is_lost(small)
 
 
 def test_draws_and_bans(engine: Engine) -> None:
@@ -152,6 +156,17 @@ def test_draws_and_bans(engine: Engine) -> None:
     bias = {token: -float("inf") for token in text}
     again = generate(engine, max_new_tokens=8, options=options, logit_bias=bias).tokens
     assert not set(again) & set(text)
+
+
+def test_guidance_and_alternatives(engine: Engine) -> None:
+    options = {"steps": 3}
+    plain = generate(engine, max_new_tokens=8, options=options, logprobs=2)
+    assert all(len(entry.alternatives) == 2 for entry in plain.choices[0].trace)
+    fields = {"guidance_scale": 3.0, "negative_prompt": PROMPT[:4]}
+    guided = generate(engine, max_new_tokens=8, options=options, **fields)
+    assert guided.tokens != plain.tokens
+    same = {"guidance_scale": 3.0, "negative_prompt": PROMPT}
+    assert generate(engine, max_new_tokens=8, options=options, **same).tokens == plain.tokens
 
 
 def test_an_end_token_ends_the_text(engine: Engine) -> None:

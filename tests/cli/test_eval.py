@@ -246,6 +246,12 @@ def test_encoder_decoders(
     plain = ("--pairs", str(file), "--temperature", "0", "--max-new-tokens", "6")
     assert run("data", "synthesize", str(made), "-m", str(folder), *plain).code == 0
     assert [json.loads(line)["text"] for line in made.read_text("utf-8").splitlines()] == texts
+    # As long as its context has room for, and without what it cannot read.
+    full = ("data", "synthesize", str(tmp_path / "full.jsonl"), "-m", str(folder))
+    outcome = run(*full, "--pairs", str(long), "--temperature", "0")
+    assert outcome.code == 0 and "1 of 3 sources are too long for the encoder" in outcome.err
+    lines = (tmp_path / "full.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [source for source, _ in pairs]
     asked: list[list[str]] = []
 
     def spy(engine: anyorder.Engine, sources: list[str], *rest: Any) -> Translations:

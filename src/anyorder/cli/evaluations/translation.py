@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     """A row for each model or file of translations."""
+    from anyorder.evaluation.generation import reads
     from anyorder.evaluation.tables import Column, Table
     from anyorder.evaluation.translation import score
 
@@ -45,7 +46,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         for model in arguments.models
         if not model.endswith(".txt")
     }
-    kept = [all(_reads(engine, pair.prompt) for engine in engines.values()) for pair in pairs]
+    kept = [all(reads(engine, pair.prompt) for engine in engines.values()) for pair in pairs]
     pairs, num_pairs = list(compress(pairs, kept)), len(pairs)
     if not pairs:
         raise UserError(f"every pair of {data.name} is too long for the encoder of a model.")
@@ -86,12 +87,6 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     also = f"; {left_out:,} left out, too long for an encoder" if left_out else ""
     notes = [f"Data: {data.name}; {len(pairs):,} pairs{also}.", *signatures]
     return Table(columns=columns, rows=rows, notes=notes)
-
-
-def _reads(engine: Engine, text: str) -> bool:
-    """Does it fit into the model's encoder, if it has one?"""
-    length, tokenizer = engine.abilities.source_length, engine.tokenizer
-    return not length or tokenizer is None or len(tokenizer.encode(text)) <= length
 
 
 def _translate(

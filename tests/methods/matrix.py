@@ -49,6 +49,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "mask_predict": {"iterations": 4},
     "masked_diffusion": {"commit": "random"},
     "block_diffusion": {"commit": "random"},
+    "outline": {"plan_length": 2},
     "uniform_diffusion": {"steps": 6},
 }
 """Where the defaults take long, or take the likeliest draws alone."""

@@ -267,6 +267,18 @@ def test_texts_with_beginnings_of_their_own_are_refused() -> None:
         )
 
 
+def test_a_token_that_completes_one_text_does_not_end_another() -> None:
+    engine = Engine(model(), cache_tokens=8192)
+    guide, seen = Guide.regex("x|yx[ab]"), set[str]()
+    for options in POLICIES[:6]:
+        bias = {tokenizer().encode("y", add_special=False)[0]: 2.0}
+        found = texts(
+            engine, "masked_diffusion", options, guide, max_new_tokens=4, logit_bias=bias, n=8
+        )
+        seen |= set(found)
+    assert seen == {"x", "yxa", "yxb"}
+
+
 def test_alone_as_in_company() -> None:
     """Guided requests of several methods in the same passes each write what they write alone."""
     requests = [
@@ -301,7 +313,7 @@ def test_networks_that_tell_a_place_by_the_token_before_it() -> None:
         ("masked_diffusion", {"commit": "random"}),
     ):
         for guide, check, length in GUIDES:
-            for text in texts(engine, method, options, guide, max_new_tokens=length, n=12):
+            for text in texts(engine, method, options, guide, max_new_tokens=length, n=6):
                 assert check(text), (method, text)
 
 

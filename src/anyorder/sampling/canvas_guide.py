@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _NAMES = {"json_schema": "JSON Schema", "regex": "regex", "choices": "list of choices"}
 _KEPT_AUTOMATA = 8
 _KEPT_MASKS = 1024
-_KEPT_STEPS = 8192
+_KEPT_STEPS = 2048
 _KEPT_STATES = 4096
 
 

@@ -202,6 +202,7 @@ class Denoising:
         places = [candidate.place for candidate in taken]
         tokens = [candidate.token for candidate in taken]
         kept = [taken[index] for index in self._context.compatible(self._text, places, tokens)]
+        assert kept or not taken, "what was told of a canvas as it is may stand on it"
         for candidate in kept:
             self._text[candidate.place] = candidate.token
             self._standing[candidate.place] = candidate

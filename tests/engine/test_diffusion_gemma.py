@@ -14,7 +14,7 @@ from tests.model.diffusion_gemma import CANVAS, END, reference
 from tests.tiny import assert_no_page_is_lost
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as theirs
 
-from anyorder.core.errors import UnsupportedMethod
+from anyorder.core.errors import UnsupportedMethod, UserError
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.checkpoint import open_folder
@@ -156,6 +156,11 @@ def test_draws_and_bans(engine: Engine) -> None:
     bias = {token: -float("inf") for token in text}
     again = generate(engine, max_new_tokens=8, options=options, logit_bias=bias).tokens
     assert not set(again) & set(text)
+
+
+def test_what_looks_at_neighbours_is_refused(engine: Engine) -> None:
+    with pytest.raises(UserError, match="leave no_repeat_ngram out"):
+        generate(engine, max_new_tokens=8, no_repeat_ngram=2)
 
 
 def test_guidance_and_alternatives(engine: Engine) -> None:

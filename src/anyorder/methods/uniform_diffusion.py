@@ -26,7 +26,8 @@ that the policy looks at, are at a temperature that goes from `first_temperature
 `last_temperature`; draws at that times the request's. A canvas is done once its likeliest tokens
 are those of the step before and its mean entropy is below `sure`, and these tokens are the text.
 The schedule plays no part, so that `commit` should be one that asks for no number of tokens
-(entropy_bound, threshold). Tokens are not kept from standing together here.
+(entropy_bound, threshold). Guides and bans of repeated n-grams are refused here, since nothing keeps
+tokens from standing together.
 """
 
 from __future__ import annotations
@@ -279,6 +280,12 @@ class _Canvases:
     def decode(self) -> Decoding:
         """All canvases."""
         context, abilities = self._context, self._context.abilities
+        for name in ("guide", "no_repeat_ngram"):
+            if getattr(context.request, name):
+                raise InvalidRequest(
+                    f"{abilities.name} tells the tokens of a canvas all at once, whatever stands "
+                    f"beside them; leave {name} out."
+                )
         stored = done = 0
         with context.sequence() as sequence:
             while not context.finished:

@@ -11,14 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 import torch
 from tests.cli.checkpoint import save_checkpoint
-
-pytest.importorskip("fastapi")
-
-import httpx2
-import openai
 
 from anyorder.engine.engine import Engine
 from anyorder.model.loaded import LoadedModel, load

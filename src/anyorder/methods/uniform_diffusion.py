@@ -26,8 +26,8 @@ that the policy looks at, are at a temperature that goes from `first_temperature
 `last_temperature`; draws at that times the request's. A canvas is done once its likeliest tokens
 are those of the step before and its mean entropy is below `sure`, and these tokens are the text.
 The schedule plays no part, so that `commit` should be one that asks for no number of tokens
-(entropy_bound, threshold). Guides and bans of repeated n-grams are refused here, since nothing keeps
-tokens from standing together.
+(entropy_bound, threshold). Guides and bans of repeated n-grams are refused here, since nothing
+keeps tokens from standing together.
 """
 
 from __future__ import annotations

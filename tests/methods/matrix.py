@@ -410,6 +410,13 @@ def prompt_logprobs(trial: Trial) -> bool:
     return True
 
 
+def embedding(trial: Trial) -> bool:
+    """`embedding`"""
+    found = trial.generate(random(0), embedding="mean").embedding
+    assert found is not None and len(found) == 32 and len(set(found)) > 1
+    return True
+
+
 def history(trial: Trial) -> bool:
     """`history`"""
     options = REVISING.get(trial.method, OPTIONS.get(trial.method, {}))
@@ -467,7 +474,7 @@ GROUPS: dict[str, list[Callable[[Trial], bool]]] = {
         stop_strings, stop_tokens, min_new_tokens, ignore_end, guide, infilling
     ],
     "Steering": [guidance, contrast],
-    "The answer": [choices, scores, logprobs, prompt_logprobs, history, streaming],
+    "The answer": [choices, scores, logprobs, prompt_logprobs, embedding, history, streaming],
     "The engine": [prefix_cache, preemption, behind_an_encoder],
 }  # fmt: skip
 METHODS = [name for name in lookup.names("methods") if network_for(name) is not None]

@@ -143,6 +143,7 @@ def texts(
     completion = engine.generate(request)
     assert_no_page_is_lost(engine)
     assert not isinstance(completion, list)
+    assert len(completion.choices) == request.n  # one that is not finished is left out
     return [choice.text for choice in completion.choices]
 
 
@@ -301,6 +302,7 @@ def test_alone_as_in_company() -> None:
     for request, found in zip(requests, together, strict=True):
         alone = Engine(model(), cache_tokens=8192).generate(request)
         assert [c.tokens for c in found.choices] == [c.tokens for c in alone.choices]
+        assert len(found.choices) == 2
 
 
 def test_networks_that_tell_a_place_by_the_token_before_it() -> None:

@@ -2,7 +2,7 @@
 
 A batch of 64 x 1024 tokens over 50,000 words would need 13 GB of logits, and as much again for
 their gradients. Here the logits of a few rows are made, turned into one number a row and forgotten;
-the backward pass makes them again.
+the backward pass makes them again. Where all rows are few, their logits are kept.
 
 Shape suffixes: M rows, W width, V vocabulary, S the tokens of it that a drafter scores.
 """

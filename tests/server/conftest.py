@@ -65,10 +65,12 @@ def running(
     while not server.started:
         time.sleep(0.005)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with httpx2.Client(base_url=url, timeout=60) as http:
-        yield Live(url=url, service=app.state.service, http=http)
-    server.should_exit = True
-    thread.join()
+    try:
+        with httpx2.Client(base_url=url, timeout=60) as http:
+            yield Live(url=url, service=app.state.service, http=http)
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 CONTEXT = 1024

@@ -18,7 +18,7 @@ MODEL_THREADS ?= 2
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test weights slow lint types docs docs-check model bench clean
+.PHONY: help demo test weights slow browser lint types docs docs-check model bench clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools
 	$(PIP) torch # by itself and pinned: later requirements then find it and bring no other build
-	$(PIP) --no-build-isolation --editable '.[test,dev]'
+	$(PIP) --no-build-isolation --editable '.[test,browser,dev]'
 	@touch $@
 
 demo: model ## set up, fetch the default model, generate
@@ -45,6 +45,11 @@ weights: model ## the tests that need the default model
 
 slow: model ## the long proofs: statistics, hammering
 	OMP_NUM_THREADS=$(MODEL_THREADS) $(PYTEST) -m "slow and not gpu"
+
+browser: $(READY) ## the playground's tests, in chromium
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  { echo "the playground's tests need chromium: apt-get install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) -m browser
 
 lint: $(READY) ## ruff, and its formatter as a check
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""Write docs/methods.md and docs/recipes.md; with --check, only say whether they are current.
+"""Write the generated pages of docs; with --check, only say whether they are current.
 
-Everything in the pages comes from docstrings, fields and class attributes of methods, objectives,
-kinds of networks, `Request` and `Recipe`. There is no second place to keep up to date.
+Everything in methods.md and recipes.md comes from docstrings, fields and class attributes of
+methods, objectives, kinds of networks, `Request` and `Recipe`, and matrix.md from trying every
+method with every feature, as the tests do. There is no second place to keep up to date.
 """
 
 from __future__ import annotations
@@ -50,6 +51,17 @@ RECIPES_HEAD = """\
 A recipe is a TOML file that says what `anyorder train` does. [training.md](training.md) shows how;
 these are all the fields. A misspelt one is refused with the nearest name. Paths are seen from the
 recipe's own folder.
+"""
+
+MATRIX_HEAD = """\
+# What every method can do
+
+<!-- Written by scripts/generate_docs.py, which tries it. Run `make docs` after a change. -->
+
+Each method was tried with each feature on tiny networks whose answer is known, and what came out
+was checked: a *yes* means that the feature did what it says, not that it was accepted. *no* means
+that the request is refused before anything runs, by the error below; nothing is ignored silently. A
+dash means that there is nothing to refuse: the method has no such thing to tell, share or stream.
 """
 
 
@@ -173,12 +185,48 @@ def recipes_page() -> str:
     return "\n".join(parts)
 
 
+def matrix_page() -> str:
+    """docs/matrix.md"""
+    sys.path.insert(0, str(DOCS.parent))  # the trials are the tests' own
+    from tests.methods.matrix import FEATURES, GROUPS, METHODS, label, tried
+
+    parts = [MATRIX_HEAD]
+    others = [name for name in lookup.names("methods") if name not in METHODS]
+    if others:
+        parts.append(
+            f"Not tried here, since they run on networks of their own: {', '.join(others)}.\n"
+        )
+    for title, features in GROUPS.items():
+        heads = "".join(f" {label(feature)} |" for feature in features)
+        rows = [f"| method |{heads}", "|---|" + "---|" * len(features)]
+        for method in METHODS:
+            found = [tried(method, feature) for feature in features]
+            words = ("no" if isinstance(one, str) else "yes" if one else "–" for one in found)
+            rows.append(f"| {method} | {' | '.join(words)} |")
+        parts += [f"## {title}\n", "\n".join(rows) + "\n"]
+    parts.append("## The errors\n")
+    for method in METHODS:
+        errors: dict[str, list[str]] = {}
+        for feature in FEATURES:
+            outcome = tried(method, feature)
+            if isinstance(outcome, str):
+                errors.setdefault(outcome, []).append(label(feature))
+        rows = [f"- {', '.join(names)}: {error}" for error, names in errors.items()]
+        if rows:
+            parts.append("\n".join([f"### {method}\n", *rows]) + "\n")
+    return "\n".join(parts)
+
+
 def is_section(hint: object) -> bool:
     """Is it the class of a recipe's section?"""
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-PAGES: dict[str, Callable[[], str]] = {"methods.md": methods_page, "recipes.md": recipes_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "methods.md": methods_page,
+    "recipes.md": recipes_page,
+    "matrix.md": matrix_page,
+}
 
 
 def main(arguments: list[str], folder: Path = DOCS) -> int:

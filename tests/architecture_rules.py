@@ -31,9 +31,9 @@ LAYERS: dict[str, set[str]] = {
     "training": {"core", "model", "sampling"},
     "training/networks": {"core", "model", "sampling", "training"},
     "evaluation": {"core", "engine", "training/objectives"},
-    "serving": {"core", "engine"},
+    "server": {"core", "engine"},
+    "server/playground": set(),
     "cli": {"*"},
-    "playground": set(),
 }
 # A file of these folders imports none of its neighbours: each is complete by itself.
 NO_NEIGHBOURS = ("methods", "drafters", "training/objectives", "training/networks")

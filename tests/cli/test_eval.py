@@ -235,10 +235,23 @@ def test_encoder_decoders(
     texts = [engine.generate(source, max_new_tokens=6).text for source, _ in pairs]
     expected = sacrebleu.corpus_chrf([" ".join(t.split()) for t in texts], [[b for _, b in pairs]])
     assert row["chrf"] == pytest.approx(expected.score)
+    # A pair too long for one of them counts for none.
+    long, given = tmp_path / "long.tsv", tmp_path / "given.txt"
+    long.write_text(f"{'house ' * 999}\tHaus\n{file.read_text('utf-8')}", "utf-8")
+    given.write_text("\n".join(["x", *(" ".join(text.split()) for text in texts)]), "utf-8")
+    data = run("eval", str(folder), str(given), "--data", str(long), *flags[2:]).json
+    assert [row["chrf"] for row in data["rows"]] == [pytest.approx(expected.score)] * 2
+    assert "; 2 pairs; 1 left out, too long for an encoder." in data["notes"][0]
     made = tmp_path / "made.jsonl"
     plain = ("--pairs", str(file), "--temperature", "0", "--max-new-tokens", "6")
     assert run("data", "synthesize", str(made), "-m", str(folder), *plain).code == 0
     assert [json.loads(line)["text"] for line in made.read_text("utf-8").splitlines()] == texts
+    # As long as its context has room for, and without what it cannot read.
+    full = ("data", "synthesize", str(tmp_path / "full.jsonl"), "-m", str(folder))
+    outcome = run(*full, "--pairs", str(long), "--temperature", "0")
+    assert outcome.code == 0 and "1 of 3 sources are too long for the encoder" in outcome.err
+    lines = (tmp_path / "full.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [source for source, _ in pairs]
     asked: list[list[str]] = []
 
     def spy(engine: anyorder.Engine, sources: list[str], *rest: Any) -> Translations:

@@ -182,7 +182,8 @@ def test_every_described_field_has_a_flag(option: Option) -> None:
         assert parsed(flag_of(option.name)) == {option.name: True}
         assert parsed(flag_of(f"no_{option.name}")) == {option.name: False}
         return
-    value = {int: 7, float: 0.5, str: "beam_search"}[option.kind]
+    text = option.choices[-1] if option.choices else "beam_search"
+    value = {int: 7, float: 0.5, str: text}[option.kind]
     assert parsed(flag_of(option.name), str(value)) == {option.name: value}
 
 

@@ -74,9 +74,11 @@ def test_one_method(run: Run) -> None:
 # ------------------------------------------------------------------------------------------ models
 def test_models_list_and_show(run: Run, model: str) -> None:
     rows = run("models", "list").out.splitlines()[1:]
-    assert [row.split()[0] for row in rows] == list(catalog.CATALOG)
-    assert not any(" yes " in row for row in rows)
-    assert [entry["path"] for entry in run("models", "list", "--json").json] == [None] * len(rows)
+    assert [row.split()[0] for row in rows] == catalog.names()
+    here = [" yes " in row for row in rows]
+    assert here == [name not in catalog.CATALOG for name in catalog.names()]
+    paths = [entry["path"] for entry in run("models", "list", "--json").json]
+    assert [path is not None for path in paths] == here
     shown = run("models", "show", next(iter(catalog.CATALOG)))
     assert "Apache-2.0" in shown.out and "not on this machine" in shown.out
     assert run("models", "show", model, "--json").json["context_length"] == 256
@@ -90,6 +92,25 @@ def test_models_pull_and_rm(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     assert outcome.out == "" and outcome.err == f"small is at {tmp_path / 'small.gguf'}\n"
     monkeypatch.setattr(catalog, "remove", lambda name: 2_500_000)
     assert run("models", "rm", "small").err == "removed small, 2.5 MB freed\n"
+
+
+def test_models_pack(run: Run, model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    outcome = run("models", "pack", model, str(folder), "--description", "tiny")
+    assert outcome.err.startswith(f"{folder} holds 0.") and outcome.err.endswith(" MB\n")
+    shown = run("models", "show", str(folder), "--json").json
+    assert shown["context_length"] == 256
+    data = json.loads((folder / "about.json").read_text())
+    assert (data["description"], data["licence"]) == ("tiny", "Apache-2.0")
+    assert run("score", TEXT, "-m", str(folder)).code == 0
+    for arguments, words in (
+        (("pack", model, str(folder)), "needs a run or model, the folder to write, and --descr"),
+        (("pack",), "needs a model's name"),
+        (("show", model, str(folder)), "is for `anyorder models pack`; leave it out"),
+        (("list", "--licence", "MIT"), "'MIT' is for `anyorder models pack`"),
+    ):
+        outcome = run("models", *arguments)
+        assert outcome.code == 2 and words in outcome.err
 
 
 # ------------------------------------------------------------------------------------------ doctor

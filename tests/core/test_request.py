@@ -62,7 +62,7 @@ def test_prompts(prompt: Any) -> None:
         (
             {"max_new_tokens": 0},
             "max_new_tokens is 0, so there is nothing to do; ask for at least 1, or for "
-            "prompt_logprobs.",
+            "prompt_logprobs or an embedding.",
         ),
         (
             {"max_new_tokens": 3, "min_new_tokens": 4},

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.forward import (
     BIDIRECTIONAL,
     CAUSAL,
     Attention,
+    Bidirectional,
     Blocks,
     Decoding,
     Explicit,
@@ -28,6 +29,7 @@ from anyorder.core.method import Context, Method
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
 from anyorder.engine.handle import Handle
+from anyorder.model.transformer import Transformer
 
 LOGITS = Outputs(token=False, logprob=False, logits=True)
 KINDS: list[Attention] = [
@@ -256,3 +258,52 @@ def test_what_follows_a_cut_span_is_replayed_too(attention: Attention) -> None:
         got.append(dense([], [*first, *clean, *noise, *first, 5], attention)[-1:])
     for logits in got[1:]:
         torch.testing.assert_close(logits, got[0], atol=1e-6, rtol=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swapped(Bidirectional):
+    """Two halves of eight tokens, stored the other way round; or the first half alone, stored
+    last."""
+
+    def depths(self, num_tokens: int) -> list[int]:
+        return [4, 5, 6, 7, 0, 1, 2, 3] if num_tokens == 8 else [-4, -3, -2, -1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"alibi": True}, {"window": 3}], ids=str)
+def test_stored_in_another_order(changes: dict[str, Any]) -> None:
+    """Positions, not places in the cache, say what is near: the half that runs again reads what it
+    read in the pass with all."""
+    layer = tiny_config().layers[0]
+    if "window" in changes:
+        layer = dataclasses.replace(layer, window=3, window_ahead=True)
+    config = tiny_config(layers=(layer, layer), alibi=changes.get("alibi", False))
+    network = Transformer.random(config, seed=0, dtype=torch.float64)
+    model = dataclasses.replace(tiny_model(), network=network)
+    tokens, got = ids(4, 8), {}
+
+    def script(context: Context) -> Decoding:
+        with context.sequence() as sequence:
+            yield from forward(sequence, context.prompt, 0)
+            for name, some, start in (("all", tokens, 5), ("again", tokens[4:], 9)):
+                result = yield from forward(
+                    sequence,
+                    some,
+                    start,
+                    attention=Swapped(),
+                    rows=range(len(some) - 4, len(some)),
+                    outputs=LOGITS,
+                )
+                got[name] = result.logits
+            plain = [*tokens[4:], *tokens[:4]]
+            result = yield from forward(
+                sequence, plain, 5, attention=BIDIRECTIONAL, rows=range(4), outputs=LOGITS
+            )
+            got["plain"] = result.logits
+        context.emit([1], [0.0])
+
+    engine = tiny_engine(model=model)
+    handle = submit(engine, ids(1, 5), script)
+    drain(engine)
+    handle.result()
+    torch.testing.assert_close(got["all"], got["plain"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(got["again"], got["all"], atol=1e-6, rtol=0)

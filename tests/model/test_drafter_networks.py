@@ -28,13 +28,16 @@ from tests.drafter_folders import (
     write_medusa,
     write_target,
 )
+from tests.tiny import tiny_config
 
 from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError, UserError
 from anyorder.core.forward import CAUSAL, Attention, Explicit, Tree
 from anyorder.engine.engine import Engine
+from anyorder.model.drafters.draft_vocabulary import output_rows
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.loaded import LoadedModel, load, load_draft
+from anyorder.model.transformer import Transformer
 
 
 def ids(seed: int, length: int) -> list[int]:
@@ -355,3 +358,75 @@ def test_a_target_with_heads_takes_another_drafter(target: LoadedModel, tmp_path
 def test_a_decoder_is_still_a_draft_model(target: LoadedModel, target_folder: Path) -> None:
     loaded = load_draft(target_folder, target, dtype=torch.float64, device="cpu")
     assert loaded["draft"].abilities.kind == "decoder"
+
+
+# ---------------------------------------------------------------------- read out with target's rows
+def rewrite(folder: Path, weights: Weights, **changes: Any) -> None:
+    (file,) = folder.glob("*.safetensors")
+    safetensors.torch.save_file(weights, file)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_eagle_without_a_head_reads_out_with_its_targets_rows(
+    target: LoadedModel, target_weights: Weights, tmp_path: Path
+) -> None:
+    folder = write_eagle(tmp_path)
+    weights = read(folder)
+    del weights["lm_head.weight"]
+    rewrite(folder, weights)
+    network: Any = load_draft(folder, target)["draft"].network
+    scored = weights["d2t"] + torch.arange(len(weights["d2t"]))
+    x = torch.randn(3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.full((3, VOCABULARY), -torch.inf)
+    expected[:, scored] = (x @ target_weights["lm_head.weight"][scored].T).float()
+    assert_close(network.logits(x), expected)
+    assert_close(network.draft_logits(x), expected[:, scored])
+    assert not any("rows" in name for name in network.state_dict())
+    del weights["d2t"]
+    rewrite(folder, weights)
+    with pytest.raises(CheckpointError, match="lacks tensor 'd2t'"):
+        load_draft(folder, target)
+
+
+def test_medusa_heads_without_outputs_read_out_with_their_targets_rows(
+    target: LoadedModel, target_weights: Weights, tmp_path: Path
+) -> None:
+    folder = write_medusa(tmp_path, 3, 2)
+    whole = read(folder)
+    scored = torch.arange(0, VOCABULARY, 2)
+    weights = {name: tensor for name, tensor in whole.items() if "linear" in name}
+    weights["d2t"] = scored - torch.arange(len(scored))
+    rewrite(folder, weights, draft_vocab_size=len(scored))
+    loaded = load_draft(folder, target)["target"]
+    x = torch.randn(4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = dict.fromkeys(
+        (f"{head}.2.weight" for head in range(3)), target_weights["lm_head.weight"]
+    )
+    expected = twins.medusa({**whole, **rows}, 3, 2, x).float()
+    expected[..., 1::2] = -torch.inf
+    assert_close(loaded.network.heads(x), expected)
+    rewrite(folder, weights, draft_vocab_size=len(scored) + 1)
+    with pytest.raises(CheckpointError, match="must lead each of 32 rows"):
+        load_draft(folder, target)
+    rewrite(folder, {**weights, "0.0.linear.weight": torch.zeros(8, 8)})
+    with pytest.raises(CheckpointError, match=r"are for 8 by 8 \(dimensions by dimensions\)"):
+        load_draft(folder, target)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_rows_of_a_quantised_target(tied: bool, bits: Any) -> None:
+    """`logits` of some tokens are columns of all, and `output_rows` what they are made with."""
+    network = Transformer.random(tiny_config(width=64, tied_embeddings=tied), seed=0)
+    own = network.embedding if tied else network.head
+    exact = own.weight.clone()
+    if bits is not None:
+        network.quantize(bits)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    some = torch.tensor([7, 0, 33])
+    torch.testing.assert_close(network.logits(x, some), network.logits(x)[:, some])
+    # Embeddings stay as they are; half a step of a group's range, in either direction.
+    step = 0.0 if tied or bits is None else float(exact.abs().max()) * 2 / (2**bits - 2)
+    assert float((output_rows(network, some) - exact[some]).abs().max()) <= step
+    assert len(output_rows(network, None)) == len(exact)

@@ -331,6 +331,24 @@ def test_vocab_and_merges_files_with_bos_as_opt_has_them(backend, tmp_path):
         )
 
 
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "DreamTokenizer"])
+def test_vocab_and_merges_files_cut_text_as_qwen2(kind, backend, tmp_path):
+    """Dream's checkpoints have no other files; its tokenizer is Qwen2's under another name."""
+    from transformers import Qwen2Tokenizer
+
+    backend.model.save(str(tmp_path))
+    config = {"tokenizer_class": kind, "eos_token": "<|im_end|>", "unk_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = Tokenizer.from_folder(tmp_path), Qwen2Tokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, "1234 apples", "we'LL see\n\n  x", "cafe\u0301 (ok)!\n"]:
+        assert ours.encode(text, add_special=False) == theirs(text).input_ids
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (plain / name).write_bytes((tmp_path / name).read_bytes())
+    assert Tokenizer.from_folder(plain).encode("e\u0301") != ours.encode("e\u0301")
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_folder_says_whether_bos_is_added(wanted, backend, tmp_path):
     from tokenizers import processors

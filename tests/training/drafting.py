@@ -15,9 +15,10 @@ from tests.tiny import VOCABULARY, tiny_config
 from tests.training.objectives.toys import ToyModel
 
 from anyorder.core import lookup
-from anyorder.core.batch import PackedBatch
+from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel
+from anyorder.model.drafters.draft_vocabulary import spread
 from anyorder.model.loaded import LoadedModel
 from anyorder.model.transformer import Transformer
 from anyorder.training.network import NetworkRecipe, Surroundings, Trainee
@@ -100,17 +101,22 @@ class Recorded:
     def teacher(self) -> TrainableModel | None:
         return self.model.teacher
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         self.batches.append(batch)
-        return self.model.hidden(batch)
+        return self.model.hidden(batch, pool)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         self.scores.append(self.model.logits(hidden_MW))
         return self.scores[-1]
 
-    def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        self.scores.append(self.model.heads(hidden_MW))
-        return self.scores[-1]
+    @property
+    def scored(self) -> torch.Tensor | None:
+        return self.model.scored
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        found = self.model.draft_logits(hidden_MW)
+        self.scores.append(spread(found, self.model.scored, self.model.abilities.vocabulary_size))
+        return found
 
 
 def greedy(prompt: Sequence[int], count: int) -> list[int]:

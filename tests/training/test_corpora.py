@@ -84,17 +84,20 @@ def test_jane_austen(environment: Settings) -> None:
     assert manifest.packages == ("r-cran-janeaustenr 9 sha256:ab",)
 
 
-def test_jane_austen_by_paragraph(environment: Settings) -> None:
-    long, short = "word " * 30, "word " * 20
-    emma = ["EMMA", "CHAPTER I", "", long, "and more", "", short, "", long]
-    data = character_vector(*emma) + character_vector("Persuasion", "Chapter 1", "", long)
-    path = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-    files = {path: data}
-    _, rows = pull("jane-austen-paragraphs", environment, r_cran_janeaustenr=files)
+def test_wordnet(environment: Settings) -> None:
+    lines = [
+        "  1 This software and database is being provided to you, the LICENSEE",
+        "00015388 05 n 01 animal 0 001 ~ 00015568 n 0000 | a living organism; it moves; "
+        '"animals eat"; "so do we"  ',
+        "00031921 03 n 01 relation 0 001 ~ 00032220 n 0000 | an abstraction  ",
+        "00032613 21 n 01 possession 0 000 | anything owned  ",
+        "14580597 27 n 01 matter 0 000 | that which has mass | and volume  ",
+    ]
+    path = "usr/share/wordnet/data.noun"
+    _, rows = pull("wordnet-definitions", environment, wordnet_base={path: "\n".join(lines)})
     assert rows == [
-        {"prompt": long + "and more", "text": "Emma"},
-        {"prompt": long.strip(), "text": "Emma"},
-        {"prompt": long.strip(), "text": "Persuasion"},
+        {"prompt": "a living organism; it moves", "text": "animal"},
+        {"prompt": "that which has mass | and volume", "text": "substance"},
     ]
 
 

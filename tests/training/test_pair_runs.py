@@ -12,6 +12,7 @@ from tests.training.runs import byte_tokenizer
 
 from anyorder.core.errors import InvalidRequest, UserError
 from anyorder.core.objective import TrainingBatch
+from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.loaded import load
@@ -193,3 +194,35 @@ def test_training_and_inference_agree_on_a_pair(tmp_path: Path) -> None:
     model = Trainee(network=loaded.network, abilities=loaded.abilities)  # type: ignore[arg-type]
     found = EncoderDecoderObjective(label_smoothing=0.3).loss(model, batch, torch.Generator())
     assert found.metrics["nats"] == pytest.approx(-sum(out.logprobs), rel=1e-4)
+
+
+NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"}
+METHODS: list[tuple[str, str, int, dict[str, object], dict[str, object]]] = [
+    ("encoder_decoder", "autoregressive", 80, {}, {}),
+    ("mask_predict", "mask_predict", 80, {}, {"iterations": 4}),
+    ("dag", "dag", 80, {"glancing": True}, {}),
+    ("dag", "dag", 80, {}, {"path": "viterbi"}),
+    ("ctc", "ctc", 200, {}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "steps", "options", "decoding"), METHODS)
+def test_what_was_learnt_by_heart_is_what_is_decoded(
+    name: str,
+    method: str,
+    steps: int,
+    options: dict[str, object],
+    decoding: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    changes = of(name, **options)
+    changes["model"] = {**changes["model"], "width": 32}
+    changes["run"] = {"steps": steps, "batch_size": 1, "checkpoint_every": steps}
+    made = recipe(tmp_path, data={"validation": 0.0}, **changes)
+    pairs = "".join(f"{source}\t{target}\n" for source, target in NUMBERS.items())
+    (tmp_path / "pairs.tsv").write_text(pairs, encoding="utf-8")
+    engine = Engine(Trainer(made).run())
+    requests = [Request(prompt=text, method=method, options=decoding) for text in NUMBERS]
+    found = engine.generate(requests)
+    assert [completion.text for completion in found] == list(NUMBERS.values())
+    assert {completion.finish_reason for completion in found} == {"stop"}

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyorder.cli.files import write_text
 from anyorder.cli.generate import add_prompt_flags, read_prompt
@@ -23,13 +23,10 @@ from anyorder.cli.request_flags import (
     method_options,
     request_fields,
 )
-from anyorder.cli.terminal import visible
+from anyorder.cli.terminal import by_order
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UserError
 from anyorder.core.request import Completion, Request
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         engine = open_engine(argparse.Namespace(**{**vars(arguments), "model": model}))
         mine = [index for index, entry in enumerate(entries) if entry.model == model]
         # What only the first pass pays (memory, threads) is nobody's.
-        engine.generate(dataclasses.replace(entries[mine[0]].request, max_new_tokens=1))
+        handle = engine.submit(entries[mine[0]].request)
+        engine.tick()
+        engine.abort(handle)
         answers |= {index: engine.generate(entries[index].request) for index in mine}
     completions = [answers[index] for index in range(len(entries))]
     if arguments.json:
@@ -148,7 +147,7 @@ def _print(entries: list[Entry], completions: list[Completion]) -> None:
         options = f" ({entry.options})" if entry.options else ""
         console.print(_title(entry, entries) + options, style="bold")
         for choice in completion.choices:
-            console.print(_coloured(choice.trace))
+            console.print(by_order(choice.trace))
         console.print()
     table = Table(box=None, pad_edge=False)
     for heading in ("method", "tokens", "passes", "per pass", "seconds", "tokens/s", "", ""):
@@ -173,18 +172,3 @@ def _print(entries: list[Entry], completions: list[Completion]) -> None:
 def _title(entry: Entry, entries: list[Entry]) -> str:
     name = entry.request.method
     return f"{name} on {entry.model}" if len({e.model for e in entries}) > 1 else name
-
-
-def _coloured(trace: Any) -> Text:
-    """Tokens by the pass in which they became final."""
-    from rich.text import Text
-
-    from anyorder.evaluation.svg import probability_color
-
-    last = max((entry.step for entry in trace), default=1)
-    text = Text()
-    for entry in trace:
-        place = (entry.step - 1) / max(last - 1, 1)
-        shown = entry.text.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "\r")
-        text.append(visible(shown), style=probability_color(place))
-    return text

@@ -1,6 +1,7 @@
 """Generate text for one prompt. The text goes to stdout as it becomes final.
 
-The prompt is read from stdin if it is absent or "-"; one line break at its end is dropped.
+The prompt is read from stdin if it is absent or "-"; one line break at its end is dropped. With a
+canvas, an absent prompt is an empty one. On a terminal, a filled canvas shows what was filled in.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from anyorder.cli.files import text_argument
+from anyorder.cli.files import read_text, text_argument
 from anyorder.cli.model_flags import add_model_flags, open_engine
 from anyorder.cli.request_flags import add_request_flags, make_request, request_fields
-from anyorder.cli.terminal import cost_line, note, visible
+from anyorder.cli.terminal import by_order, cost_line, note, visible
 from anyorder.cli.traces import trace_path, write_trace
-from anyorder.core.errors import RequestFailed
+from anyorder.core.errors import InvalidRequest, RequestFailed
 from anyorder.core.request import Completion, Event, Prompt
 
 
@@ -39,14 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     request = make_request(prompt, fields)
     engine = open_engine(arguments)
     printer = Printer(num_choices=1 if arguments.json else request.n)
+    coloured = request.canvas is not None and sys.stdout.isatty()
     completion = None
     for event in engine.stream(request):
         completion = event.completion
-        if not arguments.json:
+        if not (arguments.json or coloured):
             printer.show(event)
     assert completion is not None, "the last event carries the completion"
     if arguments.json:
         print(json.dumps(completion.to_dict(), ensure_ascii=False))
+    elif coloured:
+        _print_filled(completion)
     else:
         printer.finish(completion)
     if arguments.stats:
@@ -63,12 +68,19 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     add("prompt", metavar="PROMPT", nargs="?", help='the text to continue; "-" or none: stdin')
     add("--chat", action="store_true", help="PROMPT is a user's message, not a text to continue")
     add("--system", metavar="TEXT", help="system message before it; means --chat")
+    mark = "<|mask|> or <|mask:8|> where one place or eight are to be filled in"
+    add("--canvas", metavar="TEXT", help=f"the new text, with {mark}")
+    add("--canvas-file", metavar="FILE", help="the same from a file; a last line break is dropped")
 
 
 def read_prompt(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, Prompt]:
-    """The text that was given and the prompt that it means. In a chat, a negative prompt among the
-    request's fields becomes a message too."""
-    text = text_argument(arguments.prompt, "prompt")
+    """The text that was given and the prompt that it means. A canvas joins the request's fields; in
+    a chat, a negative prompt among them becomes a message too."""
+    canvas = _canvas(arguments)
+    if canvas is not None:
+        fields["canvas"] = canvas
+    is_absent = canvas is not None and arguments.prompt is None
+    text = "" if is_absent else text_argument(arguments.prompt, "prompt")
     if not arguments.chat and arguments.system is None:
         return text, text
     if "negative_prompt" in fields:
@@ -76,10 +88,30 @@ def read_prompt(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[
     return text, as_chat(text, arguments.system)
 
 
+def _canvas(arguments: argparse.Namespace) -> str | None:
+    """The canvas that was given, if any."""
+    if arguments.canvas_file is None:
+        return None if arguments.canvas is None else text_argument(arguments.canvas, "canvas")
+    if arguments.canvas is not None:
+        raise InvalidRequest("--canvas and --canvas-file exclude each other; give one.")
+    return read_text(Path(arguments.canvas_file)).removesuffix("\n").removesuffix("\r")
+
+
 def as_chat(text: str, system: str | None) -> list[dict[str, str]]:
     """A user's message, perhaps after a system message."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     return [*messages, {"role": "user", "content": text}]
+
+
+def _print_filled(completion: Completion) -> None:
+    """The choices of a canvas, with what was filled in coloured."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for number, choice in enumerate(completion.choices, 1):
+        if len(completion.choices) > 1:
+            console.print(f"--- {number} of {len(completion.choices)} ---")
+        console.print(by_order(choice.trace))
 
 
 class Printer:

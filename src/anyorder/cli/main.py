@@ -27,6 +27,7 @@ VERBS = {
     "models": "list, pull, show and remove models",
     "eval": "measure models on held-out text",
     "data": "texts to train on: list, fetch and synthesize them",
+    "serve": "answer requests over HTTP, as OpenAI's API does",
     "doctor": "versions, devices, kernels and folders on this machine",
 }
 

@@ -17,9 +17,9 @@ from anyorder.core.errors import InvalidRequest, UserError
 
 if TYPE_CHECKING:
     from anyorder.core.request import Request
+    from anyorder.engine.engine import Engine
 
 FLAGS = ("prompts", "pairs", "num", "chat", "tokens", "finished_only")
-_NEW_TOKENS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +59,10 @@ def run(arguments: argparse.Namespace, file: Path) -> int:
         raise InvalidRequest(f"synthetic text goes to a file ending in .jsonl, got {str(file)!r}.")
     request = _controls(arguments)
     prompts, separator = _prompts(arguments)
-    num = whole_number("--num", arguments.num, len(prompts))
     engine = open_engine(arguments)
+    if arguments.pairs is not None:
+        prompts = _readable(engine, prompts)
+    num = whole_number("--num", arguments.num, len(prompts))
     template = engine.tokenizer is not None and engine.tokenizer.chat_template is not None
     if arguments.chat and not template:
         raise InvalidRequest(f"{engine.abilities.name} has no chat template; leave --chat out.")
@@ -96,7 +98,7 @@ def _controls(arguments: argparse.Namespace) -> Request:
     fields = request_fields(arguments)
     if fields.get("n", 1) != 1:
         raise InvalidRequest(f"every line is one text: -n must be 1, got {fields['n']}.")
-    return make_request("", {"max_new_tokens": _NEW_TOKENS, "temperature": 1.0, **fields})
+    return make_request("", {"temperature": 1.0, **fields})
 
 
 def _prompts(arguments: argparse.Namespace) -> tuple[list[str], str]:
@@ -113,6 +115,18 @@ def _prompts(arguments: argparse.Namespace) -> tuple[list[str], str]:
     if not found:
         raise UserError(f"{arguments.pairs or ' '.join(arguments.prompts)} has no prompts.")
     return found, separator
+
+
+def _readable(engine: Engine, sources: list[str]) -> list[str]:
+    """Without those that are too long for the model's encoder, as they are when it is trained."""
+    from anyorder.evaluation.generation import reads
+
+    found = [source for source in sources if reads(engine, source)]
+    if len(found) < len(sources):
+        note(f"{len(sources) - len(found)} of {len(sources)} sources are too long for the encoder")
+    if not found:
+        raise UserError(f"the encoder of {engine.abilities.name} can read none of the sources.")
+    return found
 
 
 def _named(name: str) -> list[str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
 
-from anyorder.core.request import Report
+from anyorder.core.request import Report, TraceEntry
 from anyorder.model.progress import TerminalProgress
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def note(text: str) -> None:
@@ -29,6 +34,22 @@ def visible(text: str) -> str:
     if not sys.stdout.isatty():
         return text
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
+
+
+def by_order(trace: Seq[TraceEntry]) -> Text:
+    """A text's tokens coloured by the pass in which they became final, from red, the first, to
+    blue, the last; what the request fixed is left as it is."""
+    from rich.text import Text
+
+    from anyorder.evaluation.svg import probability_color
+
+    last = max((entry.step for entry in trace), default=1)
+    text = Text()
+    for entry in trace:
+        shown = entry.text.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "\r")
+        place = (entry.step - 1) / max(last - 1, 1)
+        text.append(visible(shown), style=probability_color(place) if entry.step else "")
+    return text
 
 
 def cost_line(report: Report) -> str:

@@ -51,6 +51,8 @@ class AttentionGroup:
     """int64"""
     key_positions_RK: torch.Tensor
     """int64; undefined where `visible_RQK` is false for every query."""
+    window_positions_RQ: torch.Tensor | None = None
+    """int64; where queries measure windows from, if not from where they stand."""
     visible_RQK: torch.Tensor | None
     """bool; None means causal over keys = queries, no past (the fast path)."""
     memory: CrossMemory | None = None
@@ -82,6 +84,11 @@ class PackedBatch:
     that are there."""
     conditioning: tuple[tuple[int, torch.Tensor], ...] = ()
     """What stretches of rows are conditioned on, by their first row: [rows, any width]."""
+    canvas_N: torch.Tensor | None = None
+    """bool; which tokens are a noisy canvas, for networks that tell it from text. None: none."""
+    noise_N: torch.Tensor | None = None
+    """float32; which share of the canvas that each token belongs to is noise, for networks that
+    look at it. None: they read no noise."""
     mixture: tuple[torch.Tensor, torch.Tensor] | None = None
     """Ids and weights [N, K each]: the network reads weighted sums of these tokens' embeddings, in
     place of the embeddings of `tokens_N` (training)."""
@@ -127,6 +134,21 @@ class Network(Protocol):
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, heads, vocabulary] of further prediction heads, for networks that
         have some: head h guesses the token h + 2 positions after its row's."""
+
+
+class SelfConditionedNetwork(Network, Protocol):
+    """A decoder that reads what it believed of a canvas before (`Outputs.belief`)."""
+
+    def mean_embedding(self, shares_MV: torch.Tensor) -> torch.Tensor:
+        """[M, width]; the mean of tokens' embeddings with these weights."""
+
+
+class LinkedNetwork(Network, Protocol):
+    """A decoder that writes a graph of vertices in one pass (`Abilities.num_links`)."""
+
+    def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
+        """Where paths through graphs of vertices go on, from rows of `hidden`: float32
+        log-probabilities [D, L, L], -inf where not possible."""
 
 
 def dense_batch(

@@ -32,6 +32,9 @@ class Draft:
     parents come before children, likelier siblings before others. None: a chain."""
     proposals: Seq[Any] = ()
     """What each token was drawn from (`ForwardResult.distributions`); empty: none was drawn."""
+    chances: Seq[float] = ()
+    """How likely each token is to be accepted, as the drafter sees it, no child more than its
+    parent; empty: it does not say. Unlikely ones are not checked where that does not pay."""
     grade: int = 0
     """Drafts of one grade are expected to do equally well; statistics are kept by grade."""
 

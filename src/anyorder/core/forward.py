@@ -84,6 +84,12 @@ class Bidirectional(Attention):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canvas(Bidirectional):
+    """Every token sees every other, and all see the same of the past: windows are counted from the
+    first of them. Networks that condition themselves know these tokens for a noisy canvas."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blocks(Attention):
     """Bidirectional inside blocks of `size` tokens, causal between blocks."""
 
@@ -261,6 +267,14 @@ class Outputs:
     """Entropy of the model's distribution, nats."""
     margin: bool = False
     """Probability of the likeliest token less that of the second, by the model's distribution."""
+    processed: bool = False
+    """Entropy and margin of the processed distribution instead, and the drawn token's
+    log-probability there (`ForwardResult.confidences`). Temperature 0, which leaves one token,
+    counts as 1 here."""
+    belief: float | None = None
+    """Of the model's distribution at this temperature: its entropy, and the mean embedding of its
+    tokens, to be handed on as `ForwardRequest.conditioning` to networks that condition
+    themselves."""
     top: int = 0
     """The k likeliest tokens under the model's distribution, with their log-probabilities."""
     best: int = 0
@@ -283,6 +297,9 @@ class Outputs:
     heads: int = 0
     """The k likeliest tokens of each of the network's further prediction heads (Medusa, blockwise
     decoding). With `accepted`, for the row `Verdict.last` alone."""
+    links: bool = False
+    """Where paths through the rows go on, of networks whose decoder writes a graph of vertices
+    (`Abilities.num_links`); the rows are all of its vertices, in order."""
     features: tuple[int, ...] = ()
     """The residual stream after so many layers, side by side, of *all* tokens of the request: what
     drafters read. Prefixes are not taken from the cache then."""
@@ -305,7 +322,8 @@ class CanvasRows:
     Sampling controls that look at the text take all that stands on the canvas, before and behind a
     place, for the tokens generated so far: penalties count it, n-gram bans and bad words look at
     every window around the place. End tokens are banned by place: before `min_new_tokens`, and
-    before the last token that the request fixed. The mask token is impossible, also in the model's
+    before the last token that the request fixed. A guide allows what some complete text has at the
+    place, along with all that stands. The mask token is impossible, also in the model's
     own distribution, as the network was trained (SUBS, arXiv 2406.07524).
     """
 
@@ -313,6 +331,9 @@ class CanvasRows:
     """The new text, None where nothing stands."""
     places: Seq[int]
     """Which place of it each output row tells, one a row."""
+    length: int | None = None
+    """Places of the new text in all, where a guide needs to know how far it goes: those beyond
+    `text` are open. None: `Context.max_new_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -341,6 +362,9 @@ class ForwardRequest:
     conditioning: torch.Tensor | None = None
     """[rows, any width] what the network reads beside the tokens, a row for each of them or for
     the first ones; for networks that do."""
+    noise: float | None = None
+    """Which share of the canvas that it shows is noise or masked, for networks that look at it.
+    None: it shows none."""
     memory: Sequence | None = None
     """An encoder's sequence, already run, that `sequence` cross-attends to from now on; given with
     `start` 0, and kept open as long. None: the one it has, which is the prompt's unless another was
@@ -362,7 +386,7 @@ class ForwardRequest:
     @property
     def reads_prefixes(self) -> bool:
         """May its first tokens be taken from the prefix cache instead of being run?"""
-        plain = self.layers is None and self.conditioning is None
+        plain = self.layers is None and self.conditioning is None and self.noise is None
         return plain and not self.outputs.features
 
     @property
@@ -379,8 +403,13 @@ class ForwardResult:
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
+    beliefs: list[float] = field(default_factory=list)
+    """Entropies, nats."""
+    embeddings: torch.Tensor | None = None
+    """[rows, width]; the beliefs' mean embeddings."""
     given: list[float] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
@@ -389,6 +418,9 @@ class ForwardResult:
     patches: list[Patch] = field(default_factory=list)
     heads: list[list[list[tuple[int, float]]]] = field(default_factory=list)
     """By row, by head: (token, log-probability), likeliest first."""
+    links: torch.Tensor | None = None
+    """float32 [rows, rows] in main memory; log-probability of going from one row to another, -inf
+    where that is not possible."""
     features: torch.Tensor | None = None
     """[tokens, len(Outputs.features) * width]"""
     hidden: torch.Tensor | None = None
@@ -412,6 +444,7 @@ def forward(
     canvas: CanvasRows | None = None,
     layers: int | None = None,
     conditioning: torch.Tensor | None = None,
+    noise: float | None = None,
     memory: Sequence | None = None,
 ) -> Generator[list[ForwardRequest], list[ForwardResult], ForwardResult]:
     """One forward request and its result: `result = yield from forward(...)`."""
@@ -428,6 +461,7 @@ def forward(
             canvas=canvas,
             layers=layers,
             conditioning=conditioning,
+            noise=noise,
             memory=memory,
         )
     ]

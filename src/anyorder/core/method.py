@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from anyorder.core import lookup
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
 _DRAWS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 """Controls of draws, and what switches them off."""
+_READS_TEXT = {
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram": 0,
+    "bad_words": (),
+    "guide": None,
+}
+"""Controls that depend on the text around a token, and what switches them off."""
 AttentionKind = Literal["causal", "bidirectional"]
+VertexKind = Literal["linked", "single"]
+DecodingOptions = Mapping[str, Mapping[str, object]]
+"""By method, the options that a model's authors decode with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +79,16 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    canvas_length: int = 0
+    """Tokens of a noisy canvas, of networks that read text causally and see a canvas behind it
+    both ways; 0: text and canvas see each other."""
     token_shift: bool = False
     """Of networks with a mask token: is a place told by the token before it, instead of by the
     mask that stands there?"""
+    decoding: DecodingOptions = field(default_factory=dict, hash=False)
+    """Which options its authors decode with: a method's defaults on this model."""
+    closing_tokens: tuple[int, ...] = ()
+    """What stands behind the canvas in a pass that shows all of it ([SEP]); they end a text."""
     source_length: int = 0
     """Most tokens that its encoder reads; 0: it has none."""
     num_lengths: int = 0
@@ -88,6 +108,13 @@ class Abilities:
     fill_token: int | None = None
     """Fills up a text's last patch."""
 
+    @property
+    def vertices(self) -> VertexKind | None:
+        """What a decoder that writes in one pass writes: a graph of vertices or a row of them."""
+        if not self.vertices_per_token:
+            return None
+        return "linked" if self.num_links else "single"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -98,6 +125,8 @@ class Needs:
     heads: bool = False
     patches: bool = False
     plans: bool = False
+    vertices: VertexKind | None = None
+    """A decoder that lays out places in one pass: linked, as a graph, or single, as a row."""
     roles: tuple[str, ...] = ("target",)
 
     @property
@@ -108,6 +137,7 @@ class Needs:
         words += ["further prediction heads"] * self.heads
         words += ["patches of tokens"] * self.patches
         words += ["the tags of plans"] * self.plans
+        words += [f"a decoder of {self.vertices} vertices"] * bool(self.vertices)
         words += [f"a {role} model" for role in self.roles if role != "target"]
         return ", ".join(words)
 
@@ -123,6 +153,10 @@ class Needs:
             return f"tokens one by one; {abilities.name} reads patches of {abilities.patch_size}"
         if self.plans and abilities.plan_tokens is None:
             return f"the tags of plans as control tokens; {abilities.name} lacks some"
+        if self.vertices != abilities.vertices:
+            wanted = f"a decoder of {self.vertices} vertices" if self.vertices else "a text decoder"
+            found = f"of {abilities.vertices} vertices" if abilities.vertices else "of text"
+            return f"{wanted}; that of {abilities.name} is one {found}"
         if self.attention not in abilities.attention:
             kinds = " and ".join(sorted(abilities.attention))
             return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
@@ -223,7 +257,17 @@ class Context(Protocol):
     def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
         """Which of these tokens may stand on the canvas together, the earlier ones first: indices.
         Each alone was drawn under all bans; two neighbours may still spell a banned sequence or
-        repeat an n-gram. The first always may."""
+        repeat an n-gram, and two tokens anywhere leave no text that the guide allows. The first may
+        if it was drawn with the canvas as it is, or with less open."""
+
+    def fits(self, num_tokens: int) -> bool:
+        """Does the request's guide, if any, allow a canvas of so many places?"""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that goes on from another; for methods that `reads_text`."""
+
+    def text(self, tokens: Seq[int]) -> str:
+        """The text of tokens that go on from others, control tokens left out; for the same."""
 
     def chance(self, name: str, *numbers: int) -> float:
         """A number in [0, 1) for the method's own decisions: a function of the request's seed, the
@@ -235,6 +279,9 @@ class Context(Protocol):
     def report_prompt(self, logprobs: Seq[float]) -> None:
         """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""
 
+    def report_embedding(self, vector: Seq[float]) -> None:
+        """Hand over the prompt as a vector (`Request.embedding`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -244,9 +291,12 @@ class Method:
     exact: ClassVar[bool] = True
     """Does it produce the model's own distribution (or, for a search, exactly what it states)?"""
     scores_prompt: ClassVar[bool] = False
-    """Does it hand over prompt log-probabilities (`Context.report_prompt`)?"""
+    """Does it hand over what is asked of the prompt alone: log-probabilities
+    (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
+    reads_text: ClassVar[bool] = False
+    """Does it go by the text of tokens, so that it needs a tokenizer?"""
     makes_choices: ClassVar[bool] = False
     """Does one run produce all `n` choices itself? Otherwise the engine runs it once per choice."""
 
@@ -260,6 +310,17 @@ class Method:
                 raise InvalidRequest(
                     f"{lookup.name_of(self)} takes the best scores and draws nothing: leave {name} "
                     f"at {neutral:g}."
+                )
+
+    def refuse_history(self, request: Request) -> None:
+        """For methods that tell tokens before it is known which others stand in the text: raise
+        InvalidRequest for controls that depend on those."""
+        for name, neutral in _READS_TEXT.items():
+            given = getattr(request, name)
+            if given != neutral and (given or neutral):
+                raise InvalidRequest(
+                    f"{lookup.name_of(self)} tells all tokens at once and cannot honour {name}, "
+                    f"which depends on the text around them; leave it at {neutral!r}."
                 )
 
     def decode(self, context: Context) -> Decoding:
@@ -285,6 +346,10 @@ class Method:
     def num_scratch_tokens(self) -> int:
         """Most tokens it keeps cached at once beyond prompt and final text."""
         return 0
+
+    def cached_length(self, num_tokens: int, abilities: Abilities) -> int:
+        """Most tokens it keeps cached at once for prompt and text of so many tokens together."""
+        return num_tokens + self.num_scratch_tokens
 
     @classmethod
     def require(cls, name: str, abilities: Abilities, roles: Seq[str], usable: Seq[str]) -> None:

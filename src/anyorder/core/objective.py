@@ -21,7 +21,7 @@ from anyorder.core.options import validate
 if TYPE_CHECKING:
     import torch
 
-    from anyorder.core.batch import PackedBatch
+    from anyorder.core.batch import KeyValuePool, PackedBatch
 
 
 class TrainableModel(Protocol):
@@ -39,14 +39,26 @@ class TrainableModel(Protocol):
     def companion(self) -> torch.nn.Module | None:
         """What `Objective.companion` made."""
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states [N, W], with gradients; `core.batch.dense_batch` makes the batch."""
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
+        """Final hidden states [N, W], with gradients; `core.batch.dense_batch` makes the batch.
+        `pool`: what keeps keys and values, where the batch says that there is one."""
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, heads, V] of further prediction heads, for networks that have some."""
+
+    def logits_of(self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None) -> torch.Tensor:
+        """`logits` of these tokens alone, [M, S]; None: of all. Plain decoders only."""
+
+    @property
+    def scored(self) -> torch.Tensor | None:
+        """int64 [S]; the tokens that a drafter scores; None: all. Drafters only."""
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits of `scored` alone, [M, S], or of further heads [M, heads, S]; drafters
+        only."""
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """An encoder's output [N, W] for its own tokens; encoder-decoder networks only."""

@@ -147,6 +147,10 @@ class Request:
 
     logprobs: Annotated[int, Range(0, 100), "also report this many alternatives per token"] = 0
     prompt_logprobs: Annotated[bool, "also report log-probabilities of the prompt"] = False
+    embedding: Annotated[
+        Literal["none", "mean", "last"],
+        "also report the prompt as a vector: the mean of its final hidden states, or the last",
+    ] = "none"
     history: Annotated[bool, "also report tokens that stood on the canvas but were not final"] = (
         False
     )
@@ -155,10 +159,10 @@ class Request:
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.max_new_tokens == 0 and not self.prompt_logprobs:
+        if self.max_new_tokens == 0 and not self.prompt_logprobs and self.embedding == "none":
             raise InvalidRequest(
                 "max_new_tokens is 0, so there is nothing to do; ask for at least 1, or for "
-                "prompt_logprobs."
+                "prompt_logprobs or an embedding."
             )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InvalidRequest(
@@ -302,6 +306,8 @@ class Completion:
     prompt_tokens: list[int]
     prompt_logprobs: list[float] | None = None
     """One per prompt token after the first; None if not asked for."""
+    embedding: list[float] | None = None
+    """The prompt as a vector; None if not asked for."""
 
     @property
     def text(self) -> str:

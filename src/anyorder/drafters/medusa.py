@@ -2,12 +2,14 @@
 
 Cai et al., 2024 (arXiv:2401.10774). The heads do not see each other, so a path's chance is taken to
 be the product of its tokens'. The tree is that of the `nodes` likeliest paths, found anew for every
-text; the authors fix its shape beforehand, from average accuracies.
+text; the authors fix its shape beforehand, from average accuracies. With an adaptive length as many
+of them are checked as pays.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 class Medusa(Drafter):
     """Further prediction heads of the target guess the tokens after the next."""
 
-    nodes: Annotated[int, Range(1, 256), "most tokens of a tree"] = 64
+    nodes: Annotated[int, Range(1, 256), "most tokens of a tree"] = 16
     top: Annotated[int, Range(1, 64), "guesses of each head"] = 10
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
@@ -65,6 +67,7 @@ class _Guesses(DraftSession):
             return NO_DRAFT
         tokens: list[int] = []
         parents: list[int] = []
+        chances: list[float] = []
         # Best first: (minus log-probability, order, parent, depth, which guess of its head). The
         # next sibling and the first child are no likelier, so both can wait until this one is out.
         order = 0
@@ -82,7 +85,9 @@ class _Guesses(DraftSession):
                 heapq.heappush(waiting, (child, order, len(tokens), depth + 1, 0))
             tokens.append(token)
             parents.append(parent)
-        return Draft(tokens=tokens, parents=parents)
+            # Rounding may lift a sure token's chance over its parent's.
+            chances.append(min(math.exp(-cost), chances[parent] if parent >= 0 else 1.0))
+        return Draft(tokens=tokens, parents=parents, chances=chances)
         yield  # a generator that asks for no passes
 
     def observe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
@@ -15,18 +15,18 @@ from anyorder.core.errors import (
     UnknownName,
     UnsupportedMethod,
 )
-from anyorder.core.method import Method
+from anyorder.core.method import Abilities, Method
 from anyorder.core.options import build
-from anyorder.core.request import CanvasLike, Prompt, Request
+from anyorder.core.request import CanvasLike, Guide, Prompt, Request
+from anyorder.engine.canvas_text import encode_canvas
 from anyorder.engine.handle import Prepared
 from anyorder.engine.roles import Role
 from anyorder.engine.text import EndRules
 from anyorder.model.tokenizer import Tokenizer
+from anyorder.sampling.canvas_guide import CanvasGuide, CanvasGuideCompiler
 from anyorder.sampling.guide import GuideCompiler, GuideState
 
 DEFAULT_NEW_TOKENS = 256
-GAP = re.compile(r"<\|mask(?::(\d{1,9}))?\|>")
-"""Places to fill in, in a canvas given as text."""
 
 
 class Admission:
@@ -37,6 +37,7 @@ class Admission:
         self._target = roles["target"]
         self._tokenizer = tokenizer
         self._compiler: GuideCompiler | None = None
+        self._canvas_compiler: CanvasGuideCompiler | None = None
         self._serial = itertools.count()
 
     def prepare(self, request: Request) -> Prepared:
@@ -52,7 +53,7 @@ class Admission:
         ends |= frozenset(request.stop_tokens)
         canvas = self._canvas(request, method, ends)
         length = request.max_new_tokens if canvas is None else len(canvas)
-        max_new_tokens = self._limit(request, length, prompt, method.num_scratch_tokens)
+        max_new_tokens = self._limit(request, length, prompt, method)
         method.check_length(max_new_tokens)
         negative = None
         negative_source: list[int] = []
@@ -100,18 +101,13 @@ class Admission:
         self, request: Request, method: Method, ends: frozenset[int]
     ) -> tuple[int | None, ...] | None:
         """What the request fixes of the new text, None at open places."""
-        if request.guide is not None and method.fills_canvas:
-            raise InvalidRequest(
-                f"{request.method} fills places in any order, and a guide needs them from left to "
-                "right; use autoregressive with a guide."
-            )
         if request.canvas is None:
             return None
         if not method.fills_canvas:
             able = [n for n in self.usable_methods() if _find(n).fills_canvas]
             raise UnsupportedMethod(
-                f"{request.method} writes from left to right and cannot fill a canvas. Methods of "
-                f"this model that can: {', '.join(able) or 'none'}."
+                f"{request.method} cannot fill in a canvas. Methods of this model that can: "
+                f"{', '.join(able) or 'none'}."
             )
         canvas = self._encode_canvas(request.canvas)
         if None not in canvas:
@@ -139,30 +135,56 @@ class Admission:
 
     def _encode_canvas(self, canvas: CanvasLike) -> list[int | None]:
         """Ids, and None where something is to be filled in; the mask token says that too."""
-        tokens: list[int | None] = []
+        tokens: list[int | None]
         if isinstance(canvas, str):
             tokenizer = self._require_tokenizer("a canvas given as text")
-            end = 0
-            for gap in GAP.finditer(canvas):
-                tokens += tokenizer.encode(canvas[end : gap.start()], add_special=False)
-                tokens += [None] * int(gap[1] or 1)
-                end = gap.end()
-            return [*tokens, *tokenizer.encode(canvas[end:], add_special=False)]
-        self._check_ids("canvas", [token for token in canvas if token is not None])
+            name, context = self._target.abilities.name, self._target.abilities.context_length
+            tokens = encode_canvas(canvas, tokenizer, name=name, context=context)
+        else:
+            self._check_ids("canvas", [token for token in canvas if token is not None])
+            tokens = list(canvas)
         mask_token = self._target.abilities.mask_token
-        return [None if token == mask_token else token for token in canvas]
+        return [None if token == mask_token else token for token in tokens]
 
-    def guide(self, request: Request) -> GuideState | None:
-        """A fresh state of the request's guide; compiled once, remembered for the next request."""
+    def guides(self, prepared: Prepared) -> Seq[GuideState | CanvasGuide | None]:
+        """The request's guide for each run; compiled once, remembered for the next request."""
+        request, num_runs = prepared.request, prepared.num_runs
         if request.guide is None:
-            return None
+            return [None] * num_runs
         tokenizer = self._require_tokenizer("a guide")
+        if prepared.method.fills_canvas:
+            return [self._canvas_guide(request.guide, prepared, tokenizer)] * num_runs
         if self._compiler is None:
             ends = self._target.abilities.end_tokens
             self._compiler = GuideCompiler(tokenizer.to_json(), ends)
-        return self._compiler.compile(request.guide)
+        return [self._compiler.compile(request.guide) for _ in range(num_runs)]
 
-    def rules(self, prepared: Prepared, guide: GuideState | None) -> EndRules:
+    def _canvas_guide(self, guide: Guide, prepared: Prepared, tokenizer: Tokenizer) -> CanvasGuide:
+        """A guide for tokens in any order, and some text that it allows exists."""
+        abilities, request = self._target.abilities, prepared.request
+        rules = abilities.text_rules
+        if rules.first_token is not None or rules.last_tokens:
+            raise InvalidRequest(
+                f"texts of {abilities.name} begin or end with tokens of its own, and no guide can "
+                f"say so where {request.method} fills places in any order; leave the guide out."
+            )
+        never = {token for token, bias in request.logit_bias.items() if bias == -math.inf}
+        never |= {ids[0] for ids in prepared.banned if len(ids) == 1} - prepared.end_tokens
+        never |= set() if abilities.mask_token is None else {abilities.mask_token}
+        canvas = prepared.canvas or (None,) * prepared.max_new_tokens
+        fixed = max((place for place, token in enumerate(canvas) if token is not None), default=0)
+        if self._canvas_compiler is None:
+            self._canvas_compiler = CanvasGuideCompiler(tokenizer.to_json())
+        compiled = self._canvas_compiler.compile(
+            guide,
+            end_tokens=prepared.end_tokens,
+            never=frozenset(never),
+            first_end=max(request.min_new_tokens, fixed),
+        )
+        compiled.check(canvas)
+        return compiled
+
+    def rules(self, prepared: Prepared, guide: GuideState | CanvasGuide | None) -> EndRules:
         """When a text of this request is over."""
         return EndRules(
             end_tokens=prepared.end_tokens,
@@ -177,6 +199,9 @@ class Admission:
         """Token ids of text, chat messages or ids; at least one, all inside the vocabulary."""
         if isinstance(prompt, str):
             tokens = self._require_tokenizer(f"a {name} given as text").encode(prompt)
+            closing = self._target.abilities.closing_tokens
+            if closing and tuple(tokens[-len(closing) :]) == closing:
+                del tokens[-len(closing) :]  # the text goes on; they stand behind all of it
         elif not prompt:
             tokens = []
         elif all(isinstance(item, Mapping) for item in prompt):
@@ -197,14 +222,17 @@ class Admission:
         abilities, roles = self._target.abilities, tuple(self._roles)
         if cls.needs.missing(abilities, roles) is not None:
             cls.require(name, abilities, roles, self.usable_methods())
-        method = build(cls, request.options, kind=f"{name} option")
-        missing = method.missing({name: role.abilities for name, role in self._roles.items()})
+        options = {**abilities.decoding.get(name, {}), **request.options}
+        method = build(cls, options, kind=f"{name} option")
+        missing = method.missing(self._models)
         if missing is not None:
             raise UnsupportedMethod(
                 f"{name} with these options needs {missing}. Methods this model supports: "
                 f"{', '.join(self.usable_methods())}."
             )
         method.check(request)
+        if method.reads_text:
+            self._require_tokenizer(name)
         if request.prompt_logprobs and abilities.source_length:
             raise InvalidRequest(
                 f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
@@ -213,6 +241,11 @@ class Admission:
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(
                 f"{name} does not score the prompt; use autoregressive for prompt_logprobs."
+            )
+        if request.embedding != "none" and (abilities.source_length or not method.scores_prompt):
+            raise InvalidRequest(
+                f"{name} gives no embedding of {abilities.name}'s prompt; use autoregressive and a "
+                "model without an encoder."
             )
         return method
 
@@ -231,20 +264,32 @@ class Admission:
                 "positions; raise cache_tokens."
             )
 
+    @property
+    def _models(self) -> dict[str, Abilities]:
+        return {name: role.abilities for name, role in self._roles.items()}
+
     def usable_methods(self) -> list[str]:
-        """Names of the methods that the engine's models support."""
-        return [
-            name
-            for name in lookup.names("methods")
-            if _find(name).needs.missing(self._target.abilities, tuple(self._roles)) is None
-        ]
+        """Names of the methods that the engine's models support, with the options that a request
+        which gives none has."""
+        return [name for name in lookup.names("methods") if self._is_usable(name)]
+
+    def _is_usable(self, name: str) -> bool:
+        cls, abilities = _find(name), self._target.abilities
+        if cls.needs.missing(abilities, tuple(self._roles)) is not None:
+            return False
+        if cls.reads_text and self._tokenizer is None:
+            return False
+        method = build(cls, abilities.decoding.get(name, {}), kind=f"{name} option")
+        return method.missing(self._models) is None
 
     def _limit(
-        self, request: Request, wanted: int | None, prompt: list[int], num_scratch: int
+        self, request: Request, wanted: int | None, prompt: list[int], method: Method
     ) -> int:
         """How many tokens may be made, within context and pool."""
         abilities = self._target.abilities
-        context, pool = abilities.context_length, self._target.num_cache_tokens
+        num_closing = len(abilities.closing_tokens)
+        context = abilities.context_length - num_closing
+        pool = self._target.num_cache_tokens - num_closing
         room = context - len(prompt)
         if room < (1 if wanted is None else min(wanted, 1)):
             raise ContextOverflow(
@@ -258,8 +303,11 @@ class Admission:
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} exceed "
                 f"{abilities.name}'s context of {context}; ask for at most {room} new tokens."
             )
-        if len(prompt) + wanted + num_scratch > pool:
-            scratch = f", and {num_scratch} of {request.method}'s drafts," if num_scratch else ""
+        num_tokens = len(prompt) + wanted
+        num_scratch = method.cached_length(num_tokens, abilities) - num_tokens
+        if num_tokens + num_scratch > pool:
+            more = f", and {num_scratch} more that {request.method} works on,"
+            scratch = more if num_scratch else ""
             raise PoolTooSmall(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted}{scratch} need "
                 f"more than the cache of {pool} positions; raise cache_tokens or ask for less."

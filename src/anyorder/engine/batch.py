@@ -13,7 +13,7 @@ import torch
 
 from anyorder.cache.store import PagedStore
 from anyorder.core.batch import AttentionGroup, CrossMemory, PackedBatch
-from anyorder.core.forward import Causal
+from anyorder.core.forward import Canvas, Causal
 from anyorder.engine.scheduler import Piece
 
 MAX_PADDED_QUERIES = 64
@@ -55,6 +55,8 @@ def pack(
         num_layers=num_layers,
         taps=dict.fromkeys(sorted(taps)),
         conditioning=tuple(_conditioning(ordered)),
+        canvas_N=_canvas(ordered, device),
+        noise_N=_noise(ordered, device),
     )
     return batch, ordered
 
@@ -72,6 +74,22 @@ def _conditioning(ordered: Seq[Piece]) -> Iterator[tuple[int, torch.Tensor]]:
             if begin < stop:
                 yield first_row + begin - start, tensor[begin - position : stop - position]
         first_row += len(piece.tokens)
+
+
+def _canvas(ordered: Seq[Piece], device: torch.device) -> torch.Tensor | None:
+    """Which rows are a noisy canvas; None where there is none."""
+    if not any(isinstance(piece.attention, Canvas) for piece in ordered):
+        return None
+    known = [know for p in ordered for know in [isinstance(p.attention, Canvas)] * len(p.tokens)]
+    return torch.tensor(known, device=device)
+
+
+def _noise(ordered: Seq[Piece], device: torch.device) -> torch.Tensor | None:
+    """Each row's share of noise; None where no request says one."""
+    if all(piece.job.request.noise is None for piece in ordered):
+        return None
+    shares = [share for p in ordered for share in [p.job.request.noise or 0.0] * len(p.tokens)]
+    return torch.tensor(shares, dtype=torch.float32, device=device)
 
 
 def _bucket(piece: Piece, index: int, store: PagedStore) -> tuple[int, ...]:
@@ -126,9 +144,17 @@ def _group(
         # positions may repeat (trees), so they are told apart by where they are stored.
         start = bucket[0].start
         key_positions_RK = key_index_K[None].clone()
+        for span in bucket[0].job.sequence.spans:
+            depths = span.attention.depths(len(span.tokens))
+            if not isinstance(depths, range):  # stored in another order than that of the text
+                moved = torch.tensor(depths[: span.num_kept], device=device)
+                key_positions_RK[0, span.start : span.end] = span.start + moved
         key_positions_RK[0, start : start + num_queries] = query_positions_RQ[0]
         visible_RQK = (key_index_K < start).repeat(1, num_queries, 1)
         visible_RQK[0, :, start : start + num_queries] = attention.visible(num_queries).to(device)
+    window_positions_RQ = None
+    if isinstance(attention, Canvas):
+        window_positions_RQ = torch.full_like(query_positions_RQ, bucket[0].start)
     return AttentionGroup(
         first_row=first_row,
         num_requests=num_requests,
@@ -136,6 +162,7 @@ def _group(
         pages_RP=pages_RP,
         query_positions_RQ=query_positions_RQ,
         key_positions_RK=key_positions_RK,
+        window_positions_RQ=window_positions_RQ,
         visible_RQK=visible_RQK,
         memory=memory,
     )

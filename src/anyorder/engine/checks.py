@@ -13,6 +13,7 @@ from anyorder.core.forward import Outputs, Verdict
 from anyorder.engine.run import Job
 from anyorder.sampling.draws import uniform
 from anyorder.sampling.guidance import above_floor, classifier_free
+from anyorder.sampling.guide import GuideState
 from anyorder.sampling.row import Row, RowResult
 from anyorder.sampling.sampler import sample
 from anyorder.sampling.verify import CannotAnswer, verify
@@ -39,10 +40,12 @@ def sampler_row(job: Job, row: int) -> Row:
         end_tokens=run.prepared.end_tokens,
         banned=run.prepared.banned,
         forced=run.forced(position - len(run.prompt)),
-        guide=run.guide,
+        guide=run.guide if isinstance(run.guide, GuideState) else None,
         given=None if outputs.given is None else outputs.given[job.row_order[row]],
         canvas=None if canvas is None else canvas.text,
         place=place,
+        length=0 if canvas is None else canvas.length or run.max_new_tokens,
+        canvas_guide=run.canvas_guide if canvas is not None else None,
         cuts_off=canvas is not None and run.prepared.is_fixed_behind(place),
     )
 

@@ -28,6 +28,7 @@ from anyorder.engine.roles import Role, open_role
 from anyorder.engine.run import Run
 from anyorder.engine.runner import Question, answer, run_pass, settle
 from anyorder.engine.scheduler import Piece, Scheduler
+from anyorder.sampling.canvas_guide import CanvasGuide
 from anyorder.sampling.guide import GuideState
 
 if TYPE_CHECKING:
@@ -242,13 +243,11 @@ class Engine:
     def submit_all(self, requests: Seq[Request]) -> list[Handle]:
         """Queue several requests, or none of them if one cannot be served."""
         prepared = [self._admission.prepare(request) for request in requests]
-        guides = [
-            [self._admission.guide(item.request) for _ in range(item.num_runs)] for item in prepared
-        ]
+        guides = [self._admission.guides(item) for item in prepared]
         with self._lock:
             return [self._queue(item, own) for item, own in zip(prepared, guides, strict=True)]
 
-    def _queue(self, prepared: Prepared, guides: Seq[GuideState | None]) -> Handle:
+    def _queue(self, prepared: Prepared, guides: Seq[GuideState | CanvasGuide | None]) -> Handle:
         rules = [self._admission.rules(prepared, guide) for guide in guides]
         handle = Handle(prepared, rules)
         self._runs[handle] = []

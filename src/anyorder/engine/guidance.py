@@ -41,4 +41,6 @@ def unconditional(
         outputs=NOTHING,
         canvas=request.canvas,
         layers=request.layers,
+        conditioning=request.conditioning if len(tokens) == len(request.tokens) else None,
+        noise=request.noise,
     )

@@ -65,6 +65,7 @@ class Handle:
         self.private: dict[str, Any] = {}
         """`Context.shared` for a request that shares nothing."""
         self.prompt_logprobs: list[float] | None = None
+        self.embedding: list[float] | None = None
         canvas = prepared.canvas or ()
         self.choices = [
             ChoiceBuilder(rules[i % len(rules)], canvas) for i in range(prepared.request.n)
@@ -114,5 +115,6 @@ class Handle:
             ),
             prompt_tokens=prepared.given,
             prompt_logprobs=self.prompt_logprobs,
+            embedding=self.embedding,
         )
         self.events.append(Event(completion=self.completion))

@@ -34,6 +34,7 @@ from anyorder.engine.handle import Handle
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role
 from anyorder.engine.text import ChoiceBuilder, EndRules, Final
+from anyorder.sampling.canvas_guide import CanvasGuide
 from anyorder.sampling.draws import uniform
 from anyorder.sampling.guide import GuideState
 from anyorder.sampling.sampler import RowResult
@@ -67,6 +68,9 @@ class Job:
     features: list[torch.Tensor] = field(default_factory=list)
     """Of one chunk of tokens after the other."""
     heads: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
+    links: torch.Tensor | None = None
+    beliefs: dict[int, tuple[float, torch.Tensor]] = field(default_factory=dict)
+    """Entropy and mean embedding, by row."""
     verdict: Verdict | None = None
 
     @property
@@ -127,15 +131,21 @@ class Job:
             logprobs=[a.logprob for a in answers if a.logprob is not None],
             entropies=[a.entropy for a in answers if a.entropy is not None],
             margins=[a.margin for a in answers if a.margin is not None],
+            confidences=[a.confidence for a in answers if a.confidence is not None],
             top=[a.top for a in answers] if wants.top else [],
             best=[a.best for a in answers] if wants.best else [],
             given=[a.given for a in answers if a.given is not None],
             chances=[a.chance for a in answers if a.chance is not None],
+            beliefs=[self.beliefs[row][0] for row in rows if self.beliefs],
+            embeddings=(
+                torch.stack([self.beliefs[row][1] for row in rows]) if self.beliefs else None
+            ),
             verdict=self.verdict,
             draws=[a.draws for a in answers] if wants.draws else [],
             distributions=[a.distribution for a in answers] if wants.distribution else [],
             patches=[a.patch for a in answers if a.patch is not None],
             heads=list(self.heads.values()),
+            links=self.links,
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
@@ -154,7 +164,7 @@ class Run:
         abilities: Abilities,
         roles: dict[str, Role],
         rules: EndRules,
-        guide: GuideState | None,
+        guide: GuideState | CanvasGuide | None,
         costs: PassCosts,
         memory: Memory,
     ) -> None:
@@ -232,6 +242,11 @@ class Run:
 
     def sequence(self, role: str = "target") -> Sequence:
         return self._open(role, self.prepared.source)
+
+    @property
+    def canvas_guide(self) -> CanvasGuide | None:
+        """The guide, where tokens are placed in any order."""
+        return self.guide if isinstance(self.guide, CanvasGuide) else None
 
     def _open(self, role: str, source: tuple[int, ...]) -> Sequence:
         """An empty sequence, the target's with what the encoder made of the source."""
@@ -333,7 +348,19 @@ class Run:
             tokens,
             banned=[ids for ids in self.prepared.banned if len(ids) > 1 or ids[0] not in ends],
             no_repeat_ngram=self.request.no_repeat_ngram,
+            guide=self.canvas_guide,
         )
+
+    def fits(self, num_tokens: int) -> bool:
+        return self.canvas_guide is None or self.canvas_guide.fits(num_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        assert self._rules.tokenizer is not None, "refused without one"
+        return self._rules.tokenizer.encode(text, add_special=False)
+
+    def text(self, tokens: Seq[int]) -> str:
+        assert self._rules.tokenizer is not None, "refused without one"
+        return self._rules.tokenizer.decode(tokens, continued=True)
 
     def chance(self, name: str, *numbers: int) -> float:
         return uniform(self.request.seed, self.choice, zlib.crc32(name.encode()), *numbers)
@@ -343,6 +370,9 @@ class Run:
 
     def report_prompt(self, logprobs: Seq[float]) -> None:
         self.handle.prompt_logprobs = list(logprobs)
+
+    def report_embedding(self, vector: Seq[float]) -> None:
+        self.handle.embedding = list(vector)
 
     # ------------------------------------------------------------------------------ as the engine's
     def start(self) -> None:

@@ -6,21 +6,28 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from anyorder.cache.pool import Pool
+from anyorder.core.batch import LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
+from anyorder.engine.beliefs import believe
 from anyorder.engine.checks import check_draft, contrasted, sampler_row
 from anyorder.engine.patches import draw_patches
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
+from anyorder.sampling.row import RowResult
 from anyorder.sampling.sampler import sample
 
 MAX_LOGIT_ROWS = 128
 """Rows of logits made at once; bounds memory when a whole prompt is scored."""
+
+
+_STATES = Outputs(token=False, logprob=False, hidden=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,17 +81,24 @@ def answer(role: Role, questions: Seq[Question]) -> None:
     draw_patches(role, drawn)
     if drawn:
         questions = [q for q in questions if q.job.request.outputs.patch is None]
+    states = [q for q in questions if q.job.request.outputs == _STATES and not q.job.is_twin]
+    for question in states:  # needs no logits, which are most of the work for a long prompt
+        question.job.hidden[question.row] = question.hidden_W.clone()
+        question.job.rows[question.row] = RowResult()
+    if states:
+        questions = [q for q in questions if q.job.request.outputs != _STATES or q.job.is_twin]
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
         logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
         on_canvas = [i for i, q in enumerate(part) if q.job.request.canvas is not None]
         if on_canvas and role.abilities.mask_token is not None:
             logits_MV[on_canvas, role.abilities.mask_token] = -torch.inf
+        believe(role, [(question.job, question.row) for question in part], logits_MV)
         now: list[int] = []
         for index, question in enumerate(part):
             job, row = question.job, question.row
             outputs = job.request.outputs
-            if outputs.hidden or outputs.heads:
+            if outputs.hidden or outputs.heads or outputs.links:
                 job.hidden[row] = question.hidden_W.clone()
             if outputs.logits:
                 job.logits[row] = logits_MV[index].clone()
@@ -104,7 +118,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
 
 
 def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
-    """Answer what takes several rows: contrasted ones, draft checks, prediction heads."""
+    """Answer what takes several rows: contrasted ones, draft checks, prediction heads, links."""
     for job in jobs:
         if job.is_twin or job.verdict is not None:
             continue
@@ -122,6 +136,8 @@ def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
             rows = job.request.output_rows if job.verdict is None else (job.verdict.last,)
             for row in rows:
                 job.heads[row] = _heads(roles[job.request.role], job, row)
+        if outputs.links and job.is_complete and job.links is None:
+            job.links = _links(roles[job.request.role], job)
 
 
 def _all_held(job: Job) -> bool:
@@ -139,3 +155,11 @@ def _heads(role: Role, job: Job, row: int) -> list[list[tuple[int, float]]]:
     outputs = Outputs(token=False, logprob=False, top=job.request.outputs.heads)
     plain = dataclasses.replace(sampler_row(job, row), outputs=outputs, given=None)
     return [result.top for result in sample(logits_HV, [plain] * len(logits_HV))]
+
+
+def _links(role: Role, job: Job) -> torch.Tensor:
+    """Where paths through the rows go on."""
+    network = cast(LinkedNetwork, role.network)
+    hidden_1LW = torch.stack([job.hidden[row] for row in job.request.output_rows])[None]
+    num_vertices_1 = torch.tensor([hidden_1LW.shape[1]], device=hidden_1LW.device)
+    return network.links(hidden_1LW, num_vertices_1)[0].cpu()

@@ -29,6 +29,9 @@ class Detokenizer(Protocol):
     def decode(self, ids: Seq[int], *, continued: bool = False) -> str:
         """Text of these ids."""
 
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of a text, with those that the model wants around it."""
+
     def token_text(self, token: int) -> str:
         """A printable form of one token."""
 
@@ -77,6 +80,14 @@ class Final:
     drafted: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reveal:
+    """A token was made final at a place, whatever is open before it."""
+
+    place: int
+    final: Final
+
+
 class ChoiceBuilder:
     """Collects one choice's final tokens and turns them into text that is never taken back.
 
@@ -104,6 +115,8 @@ class ChoiceBuilder:
         self.logprobs: list[float] = []
         self.trace: list[TraceEntry] = []
         self.history: list[Preview] = []
+        self.reveals: list[Reveal] = []
+        """In the order in which tokens were made final."""
         self.score: float | None = None
         self.finish_reason: FinishReason | None = "length" if rules.max_new_tokens == 0 else None
 
@@ -124,6 +137,7 @@ class ChoiceBuilder:
             f"place {place} was revealed before"
         )
         self._waiting[place] = final
+        self.reveals.append(Reveal(place=place, final=final))
 
     def end_at(self, num_tokens: int) -> None:
         """Let the text have no more than so many tokens."""

@@ -49,3 +49,9 @@ def answers(
     finally:
         for handle in handles:
             engine.abort(handle)
+
+
+def reads(engine: Engine, text: str) -> bool:
+    """Does a text fit into the model's encoder, if it has one?"""
+    length, tokenizer = engine.abilities.source_length, engine.tokenizer
+    return not length or tokenizer is None or len(tokenizer.encode(text)) <= length

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import Decoding, ForwardRequest, Outputs, forward, forward_all
+from anyorder.core.forward import (
+    Decoding,
+    ForwardRequest,
+    ForwardResult,
+    Outputs,
+    forward,
+    forward_all,
+)
 from anyorder.core.method import Context, Method
 from anyorder.core.options import Range
 from anyorder.core.request import Request
@@ -61,14 +69,16 @@ class BeamSearch(Method):
         # Enough candidates to go on with when the best ones end ...
         num_candidates = max(2, 1 + len(ends)) * size
         # ... and, in a group, when earlier groups made the best ones costly.
-        outputs = Outputs(token=False, logprob=False, best=num_candidates + self.width - size)
+        best = num_candidates + self.width - size
+        outputs = Outputs(token=False, logprob=False, best=best, top=context.request.logprobs)
         live = [context.sequence()]
         try:
             first = yield from forward(live[0], context.prompt, 0, outputs=outputs)
             groups = [
-                _Group(size=size, beams=[_Beam(sequence=live[0], best=first.best[0])])
-                for _ in range(self.groups)
+                _Group(size=size, beams=[_Beam(sequence=live[0])]) for _ in range(self.groups)
             ]
+            for group in groups:
+                group.beams[0].hear(first)
             position = len(context.prompt)
             while True:
                 taken: Counter[int] = Counter()
@@ -96,7 +106,7 @@ class BeamSearch(Method):
                     ]
                 )
                 for beam, result in zip(beams, results, strict=True):
-                    beam.best = result.best[0]
+                    beam.hear(result)
                 position += 1
         finally:
             for sequence in live:
@@ -104,7 +114,13 @@ class BeamSearch(Method):
         finished = [beam for group in groups for beam in group.finished]
         finished.sort(key=lambda beam: -beam.score)
         for choice, beam in enumerate(finished[: context.request.n]):
-            context.emit(beam.tokens, beam.logprobs, choice=choice, score=beam.score)
+            context.emit(
+                beam.tokens,
+                beam.logprobs,
+                alternatives=beam.alternatives,
+                choice=choice,
+                score=beam.score,
+            )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -117,7 +133,16 @@ class _Beam:
     """(token, score) of its likeliest continuations."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: Seq[tuple[int, float]] = ()
+    """What is reported beside its next token."""
+    alternatives: list[Seq[tuple[int, float]]] = field(default_factory=list)
+    """... and beside those it has."""
     score: float = 0.0
+
+    def hear(self, result: ForwardResult) -> None:
+        """Take what may follow it."""
+        self.best = result.best[0]
+        self.top = result.top[0] if result.top else ()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -146,6 +171,7 @@ class _Group:
                 sequence=parent.sequence,
                 tokens=[*parent.tokens, token],
                 logprobs=[*parent.logprobs, gain],
+                alternatives=[*parent.alternatives, parent.top],
                 score=score,
             )
             if len(beam.tokens) == context.max_new_tokens or context.ends(beam.tokens):

@@ -12,71 +12,65 @@ within their own block and from behind. Blocks of one token, with a token shift,
 decoding.
 
 Networks with a token shift tell a block's first place by the block before it, which no longer
-changes: what was told in the block's first pass holds for all of its steps.
+changes: what was told in the block's first pass holds for all of its steps. A guide may not let it
+stand beside what was placed since; the block before is then run once more to tell it anew.
+
+Published samplers are options, and the default on their checkpoints. SDAR's are `commit=threshold`
+with a level of 0.85 (low_confidence_dynamic), `confidence`, `sequential` or `entropy_bound`;
+LLaDA2.0's is `threshold` with 0.95, LLaDA2.1's adds `revise=edit`; Fast-dLLM v2's is `threshold`
+with 0.9, `window=8` for sub-blocks and `first=clean`. All measure after temperature and truncation,
+`judge=processed`. Their `steps` are a floor under the places of every step, which are counted anew
+here from what is still open: the two agree where steps are as many as places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Literal
 
 from anyorder.core.forward import Blocks, CanvasRows, Decoding, Outputs, forward
-from anyorder.core.method import Abilities, Context, Method, Needs
+from anyorder.core.method import Abilities, Context
 from anyorder.core.options import Part, Range
 from anyorder.core.sequence import Sequence
-from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
-from anyorder.sampling.revision import Revision
+from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates
 from anyorder.sampling.revision.keep import Keep
-from anyorder.sampling.unmasking import Candidate, Commit, Schedule
+from anyorder.sampling.unmasking import Candidate, Commit
+from anyorder.sampling.unmasking.sequential import Sequential
 from anyorder.sampling.unmasking.threshold import Threshold
+
+_AT_ONCE = Plan(commit=Sequential(), revise=Keep(), schedule="linear", steps=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Method):
+class BlockDiffusion(CanvasMethod):
     """Fill blocks from left to right, each in any order, with the blocks before it cached."""
-
-    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
-    exact: ClassVar[bool] = False
-    fills_canvas: ClassVar[bool] = True
 
     block_size: Annotated[
         int | None, Range(1), "tokens of a block; none: what the network was trained with"
     ] = None
-    steps: Annotated[
-        int | None, Range(1), "denoising steps of a block; none: a place a step at least"
-    ] = None
-    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
-        "linear"
-    )
     commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
         field(default_factory=Threshold)
     )
-    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
-        field(default_factory=Keep)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plan(self._plan)
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan(
-            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
-        )
-
-    @property
-    def keeps_distribution(self) -> bool:
-        """One place a step, chosen blindly: the chain rule in that order."""
-        return self._plan.is_exact
+    first: Annotated[
+        Literal["any", "clean"],
+        "a block's first token: in any order, or before all, from the clean block before it",
+    ] = "any"
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
-        """A block size, of the network or given."""
+        """A block size, of the network or given; a token shift, to ask clean tokens."""
         target = models["target"]
         if self.block_size is None and not target.block_size:
             return f"block_size; {target.name} was not trained on blocks"
+        if self.first == "clean" and not target.token_shift:
+            return f"first=any; {target.name} tells a place by its mask, not by the token before it"
         return None
+
+    def cached_length(self, num_tokens: int, abilities: Abilities) -> int:
+        """Whole blocks, as far as the context reaches."""
+        size = self.block_size or abilities.block_size
+        return min(-(-num_tokens // size) * size, abilities.context_length)
 
     def decode(self, context: Context) -> Decoding:
         own, size = context.abilities.block_size, self.block_size or context.abilities.block_size
@@ -89,12 +83,15 @@ class BlockDiffusion(Method):
         num_prompt = len(context.prompt)
         with context.sequence() as sequence:
             blocks = _Blocks(context, sequence, text, size)
-            for start in range(num_prompt - num_prompt % size, num_prompt + len(text), size):
-                first = max(0, start - num_prompt)
-                places = range(first, min(start + size - num_prompt, len(text)))
-                yield from Denoising(context, text, places, self._plan).run(blocks.ask)
-                if context.finished:
-                    break
+            for start in range(-(num_prompt % size), len(text), size):
+                if self.first == "clean" and start >= 0 and text[start] is None:
+                    place = range(start, start + 1)
+                    yield from Denoising(context, text, place, _AT_ONCE).run(blocks.ask)
+                for window in self.windows(range(start, start + size)):
+                    places = range(max(window.start, 0), min(window.stop, len(text)))
+                    yield from Denoising(context, text, places, self.plan).run(blocks.ask)
+                    if context.finished:
+                        return
 
 
 class _Blocks:
@@ -110,7 +107,9 @@ class _Blocks:
         self._stored = 0
         """Clean tokens in the cache: whole blocks."""
         self._first: Candidate | None = None
-        """What the block before told of this block's first place, with a token shift."""
+        """What the block before told of this block's first place, with a token shift ..."""
+        self._first_text: list[int | None] = []
+        """... when this stood on the canvas."""
 
     def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
         """See sampling.denoising.Ask."""
@@ -118,11 +117,19 @@ class _Blocks:
         assert abilities.mask_token is not None, "refused without one"
         shift = int(abilities.token_shift)
         start = (len(prompt) + places[0]) // self._size * self._size
+        begin = self._stored
+        if shift and self._is_stale(places[0], start):
+            begin = max(start - self._size, 0)
+        told = [place for place in places if len(prompt) + place - shift >= begin]
+        if not told:
+            assert self._first is not None, "told in the block's first pass"
+            return [self._first]
+        # Clean blocks do not see the one behind them: where they alone are asked, they run alone.
         end = min(start + self._size, abilities.context_length)
+        if len(prompt) + max(told) - shift < start:
+            end = start
         line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
         line += [abilities.mask_token] * (end - len(line))
-        begin = self._stored
-        told = [place for place in places if len(prompt) + place - shift >= begin]
         result = yield from forward(
             self._sequence,
             line[begin:end],
@@ -138,7 +145,15 @@ class _Blocks:
             # The blocks before are clean, and stored now.
             self._stored = start
             self._first = next((c for c in found if len(prompt) + c.place == start), None)
+            self._first_text = list(self._text)
         if len(told) < len(places):
             assert self._first is not None, "told in the block's first pass"
             found = [self._first, *found]
         return found
+
+    def _is_stale(self, place: int, start: int) -> bool:
+        """Is this the block's first place, and may a guide not let stand there what was told
+        before others were placed?"""
+        is_first = len(self._context.prompt) + place == start == self._stored
+        guided = self._context.request.guide is not None
+        return guided and is_first and self._first_text != self._text

@@ -44,7 +44,7 @@ class Gibbs(Method):
             return
         mask_token, request = context.abilities.mask_token, context.request
         assert mask_token is not None, "it was asked for"
-        prompt = list(context.prompt)
+        prompt, closing = list(context.prompt), context.abilities.closing_tokens
         first = len(prompt) - context.abilities.token_shift
         whole = dataclasses.replace(request, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0)
         outputs = Outputs(top=request.logprobs)
@@ -59,7 +59,7 @@ class Gibbs(Method):
                     board[place] = None
                     result = yield from forward(
                         sequence,
-                        [*prompt, *(mask_token if token is None else token for token in board)],
+                        [*prompt, *(mask_token if t is None else t for t in board), *closing],
                         0,
                         attention=BIDIRECTIONAL,
                         rows=(first + place,),
@@ -67,6 +67,7 @@ class Gibbs(Method):
                         sampling=whole if sweep < self.burn_in else None,
                         stream=f"sweep {sweep}",
                         canvas=CanvasRows(text=list(board), places=(place,)),
+                        noise=board.count(None) / len(board),
                     )
                     (board[place],), (logprobs[place],) = result.tokens, result.logprobs
                     if result.top:

@@ -7,8 +7,9 @@ network tells how long a text will be, its `lengths` likeliest lengths are tried
 reading one encoding of the source; the text whose tokens have the highest mean log-probability, as
 they were last predicted, wins. Elsewhere, and with a canvas, the length is the request's.
 
-Of tokens that may not stand together (banned sequences, n-grams) the less likely ones are predicted
-again at the end. Not here: ranking the candidates by a second model.
+Of tokens that may not stand together (banned sequences, n-grams, a guide) the less likely ones are
+predicted again, at the end for as long as it takes. Not here: ranking the candidates by a second
+model.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _predict_lengths(
     )
     least, most = max(1, context.request.min_new_tokens), context.max_new_tokens
     ranked = [length for length, _ in result.top[0]]
-    allowed = [length for length in ranked if least <= length <= most]
+    allowed = [n for n in ranked if least <= n <= most and context.fits(n)]
     return allowed or [min(max(ranked[0], least), most)]
 
 
@@ -135,13 +136,18 @@ class _Candidate:
         first = len(prompt) - context.abilities.token_shift
         return ForwardRequest(
             sequence=self._sequence,
-            tokens=[*prompt, *(mask_token if t is None else t for t in self.board)],
+            tokens=[
+                *prompt,
+                *(mask_token if t is None else t for t in self.board),
+                *context.abilities.closing_tokens,
+            ],
             start=0,
+            noise=len(masked) / len(self.board),
             attention=BIDIRECTIONAL,
             rows=[first + place for place in masked],
             outputs=Outputs(top=context.request.logprobs),
             stream=f"pass {step} of length {len(self.board)}",
-            canvas=CanvasRows(text=list(self.board), places=masked),
+            canvas=CanvasRows(text=list(self.board), places=masked, length=len(self.board)),
             memory=memory,
         )
 
@@ -159,7 +165,10 @@ class _Candidate:
         ranked = sorted(self.places, key=lambda place: self.logprobs[place])
         if step < iterations:
             num_masked = max(1, len(ranked) * (iterations - step) // iterations)
-            again = ranked[:num_masked]
+            order = ranked[: num_masked - 1 : -1]
+            tokens = [self.tokens[place] for place in order]
+            kept = self._context.compatible(self._canvas, order, tokens)
+            again = [*ranked[:num_masked], *set(order).difference(order[i] for i in kept)]
         else:
             # What was found to go together keeps its place, so that there is ever more of it.
             order = [*self._settled, *(p for p in ranked[::-1] if p not in self._settled)]

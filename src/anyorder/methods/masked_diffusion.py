@@ -7,65 +7,65 @@ request's own, whose fixed tokens are filled around. What lies behind an end tok
 
 Samples of the model's own distribution are drawn at temperature 1 by `commit=random` one place a
 step (first-hitting), or by `commit=ancestral` as `steps` grow. Other policies and several places a
-step are faster or better liked, and not exact. Nothing is cached: every token sees every other.
+step are faster or better liked, and not exact.
+
+Nothing is cached, since every token sees every other, unless `cache` says so, approximately: a
+window's first pass runs over everything, and its further passes take from the cache what was
+computed before the window, or all but the window (prefix and dual cache, Fast-dLLM, arXiv
+2505.22618). With a token shift, the token that tells the window's first place runs with it.
 
 Networks with a token shift tell a place by the token before it, as autoregressive ones do.
+
+Published samplers are options. LLaDA's are the defaults, with its blocks as `window` (confidence
+after guidance is `judge=processed`). Dream's are `schedule=late` and `judge=processed` with
+`commit=entropy`, `confidence` (its maskgit_plus), `margin` (topk_margin) or `ancestral` (origin).
+What a checkpoint's authors recommend is the default on it: entropy and processed on Dream's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import BIDIRECTIONAL, CanvasRows, Decoding, Outputs, forward
-from anyorder.core.method import Context, Method, Needs
-from anyorder.core.options import Part, Range
-from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates, check_plan
-from anyorder.sampling.revision import Revision
-from anyorder.sampling.revision.keep import Keep
-from anyorder.sampling.unmasking import Commit, Schedule
-from anyorder.sampling.unmasking.confidence import Confidence
+from anyorder.core.forward import (
+    BIDIRECTIONAL,
+    Bidirectional,
+    CanvasRows,
+    Decoding,
+    Outputs,
+    forward,
+)
+from anyorder.core.method import Context
+from anyorder.core.request import Request
+from anyorder.core.sequence import Sequence
+from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.denoising import Denoising, Passes, candidates
+
+Cache = Literal["none", "prefix", "dual"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion(Method):
+class MaskedDiffusion(CanvasMethod):
     """Fill a canvas of masks in any order, seeing all of it in every pass."""
 
-    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
-    exact: ClassVar[bool] = False
-    fills_canvas: ClassVar[bool] = True
-
-    steps: Annotated[
-        int | None, Range(1), "denoising steps, of each window; none: a place a step at least"
-    ] = None
-    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
-        "linear"
-    )
-    window: Annotated[
-        int | None, Range(1), "fill windows of so many places from left to right; none: all at once"
-    ] = None
-    commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
-        field(default_factory=Confidence)
-    )
-    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
-        field(default_factory=Keep)
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plan(self._plan)
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan(
-            commit=self.commit, revise=self.revise, schedule=self.schedule, steps=self.steps
-        )
+    cache: Annotated[
+        Cache,
+        "what a window's passes but the first do not run again: nothing, what is before it, or all "
+        "but the window; approximate",
+    ] = "none"
 
     @property
     def keeps_distribution(self) -> bool:
-        """One place a step, chosen blindly: the chain rule in that order."""
-        return self._plan.is_exact
+        """Nothing stale is looked at, and one place a step chosen blindly."""
+        return self.cache == "none" and super().keeps_distribution
+
+    def check(self, request: Request) -> None:
+        if self.cache == "dual" and request.guidance_scale != 1.0:
+            raise InvalidRequest(
+                "guidance does not go with cache=dual; use cache=prefix, or no guidance_scale."
+            )
 
     def check_length(self, num_tokens: int) -> None:
         """Windows have to divide the canvas."""
@@ -77,33 +77,87 @@ class MaskedDiffusion(Method):
 
     def decode(self, context: Context) -> Decoding:
         text = list(context.canvas or [None] * context.max_new_tokens)
-        mask_token = context.abilities.mask_token
-        assert mask_token is not None, "refused without one"
-        prompt, shift = context.prompt, int(context.abilities.token_shift)
         if context.abilities.block_size:
             context.note(
                 f"{context.abilities.name} was trained on blocks of "
                 f"{context.abilities.block_size} tokens, which masked_diffusion does not respect."
             )
+        if self.cache != "none":
+            context.note(f"cache={self.cache} shows a window the rest as it was at its first pass.")
         with context.sequence() as sequence:
-
-            def ask(places: list[int], outputs: Outputs, stream: str | None) -> Passes:
-                canvas = [mask_token if token is None else token for token in text]
-                result = yield from forward(
-                    sequence,
-                    [*prompt, *canvas],
-                    0,
-                    attention=BIDIRECTIONAL,
-                    rows=[len(prompt) + place - shift for place in places],
-                    outputs=outputs,
-                    stream=stream,
-                    canvas=CanvasRows(text=tuple(text), places=places),
-                )
-                return candidates(places, result)
-
-            size = self.window or len(text)
-            for first in range(0, len(text), size):
-                places = range(first, min(first + size, len(text)))
-                yield from Denoising(context, text, places, self._plan).run(ask)
+            for places in self.windows(range(len(text))):
+                window = _Window(context, sequence, text, places, self.cache)
+                yield from Denoising(context, text, places, self.plan).run(window.ask)
                 if context.finished:
                     break
+
+
+class _Window:
+    """Passes that tell the places of one window."""
+
+    def __init__(
+        self,
+        context: Context,
+        sequence: Sequence,
+        text: list[int | None],
+        places: range,
+        cache: Cache,
+    ) -> None:
+        self._context = context
+        self._sequence = sequence
+        self._text = text
+        self._cache = cache
+        # Of prompt, text and what closes it, the tokens that every pass runs.
+        num_prompt = len(context.prompt)
+        self._first = num_prompt + places.start - context.abilities.token_shift
+        self._end = num_prompt + places.stop
+        self._cached = False
+
+    def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
+        """See sampling.denoising.Ask."""
+        text, abilities = self._text, self._context.abilities
+        mask_token = abilities.mask_token
+        assert mask_token is not None, "refused without one"
+        prompt, first, end = self._context.prompt, self._first, self._end
+        line = [*prompt, *(mask_token if t is None else t for t in text), *abilities.closing_tokens]
+        attention: Bidirectional = BIDIRECTIONAL
+        if self._cache == "dual":
+            behind = len(line) - end
+            attention = _WindowLast(size=end - first, behind=behind)
+            tokens = line[first:end]
+            start = before = first + behind
+            if not self._cached:
+                tokens, start = [*line[:first], *line[end:], *tokens], 0
+        else:
+            start = first if self._cached and self._cache == "prefix" else 0
+            tokens, before = line[start:], first
+        self._cached = True
+        shift = int(abilities.token_shift)
+        result = yield from forward(
+            self._sequence,
+            tokens,
+            start,
+            attention=attention,
+            # `before` is where the window's tokens are stored.
+            rows=[before - start + len(prompt) + place - shift - first for place in places],
+            outputs=outputs,
+            stream=stream,
+            canvas=CanvasRows(text=tuple(text), places=places),
+            noise=text.count(None) / len(text),
+        )
+        return candidates(places, result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WindowLast(Bidirectional):
+    """A window that runs behind what follows it in the text, or alone, at its own positions: what
+    is stored before it stays when it runs again."""
+
+    size: int
+    behind: int
+    """Tokens that follow it in the text."""
+
+    def depths(self, num_tokens: int) -> Seq[int]:
+        before = num_tokens - self.size - self.behind
+        others = [*range(before), *range(before + self.size, num_tokens)] if before >= 0 else []
+        return [*others, *range(before, before + self.size)]

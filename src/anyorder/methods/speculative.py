@@ -94,6 +94,9 @@ class Speculative(Method):
                 proposed = _likeliest_path(draft)
                 places = range(first_place, first_place + len(proposed))
                 context.preview(places, proposed)
+
+                if lengths is not None and draft.chances:
+                    draft = _without(draft, self._worth(context, draft, limit, lengths))
                 check = Check(
                     first=1,
                     rule=self.acceptance if coupled or draws else "match",
@@ -147,6 +150,13 @@ class Speculative(Method):
             draft=lambda length: self.drafter.seconds(context, length),
         )
 
+    def _worth(self, context: Context, draft: Draft, limit: int, lengths: DraftLength) -> list[int]:
+        return lengths.worth_checking(
+            draft.chances,
+            check=lambda count: context.pass_seconds(1 + count),
+            drafting=self.drafter.seconds(context, limit),
+        )
+
     def _validate(self, draft: Draft, context: Context) -> None:
         size = context.abilities.vocabulary_size
         for token in draft.tokens:
@@ -167,6 +177,18 @@ def _likeliest_path(draft: Draft) -> list[int]:
             path.append(draft.tokens[child])
             node = child
     return path
+
+
+def _without(draft: Draft, kept: list[int]) -> Draft:
+    """Only these tokens of a draft, every one's parent among them."""
+    assert draft.parents is not None and not draft.proposals, "chances are those of a chosen tree"
+    places = {-1: -1} | {old: new for new, old in enumerate(kept)}
+    return dataclasses.replace(
+        draft,
+        tokens=[draft.tokens[place] for place in kept],
+        parents=[places[draft.parents[place]] for place in kept],
+        chances=[draft.chances[place] for place in kept],
+    )
 
 
 def _depth(draft: Draft) -> int:

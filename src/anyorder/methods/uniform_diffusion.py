@@ -15,20 +15,33 @@ temperature 1 that samples the network's own distribution as `steps` grow.
 chooses stand until the next pass, the others become random tokens again (DiffusionGemma, with the
 entropy bound of arXiv 2505.24857). It ends early when all were chosen and none changed.
 
-Penalties and bans see the prompt and fixed tokens. Tokens that may not stand together (banned
-sequences, n-grams) are drawn again at the end, the likelier ones first. Not here: self-conditioning
-and a temperature that changes with the steps.
+Penalties and bans see the prompt and fixed tokens; penalties for what was generated are refused
+where none are fixed. Tokens that may not stand together (banned sequences, n-grams) are drawn again
+at the end, the likelier ones first.
+
+DiffusionGemma itself reads text causally, cached, and a canvas of fixed length behind it both ways.
+On such networks `renoise` fills one canvas after the other, and reads in each step what the
+network believed in the last one (self-conditioning, arXiv 2208.04202). Beliefs, and the entropies
+that the policy looks at, are at a temperature that goes from `first_temperature` towards
+`last_temperature`; draws at that times the request's. A canvas is done once its likeliest tokens
+are those of the step before and its mean entropy is below `sure`, and these tokens are the text.
+The schedule plays no part, so that `commit` should be one that asks for no number of tokens
+(entropy_bound, threshold). Guides and bans of repeated n-grams are refused here, since nothing
+keeps tokens from standing together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
+from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
     BIDIRECTIONAL,
+    NOTHING,
+    Canvas,
     CanvasRows,
     Decoding,
     ForwardRequest,
@@ -36,11 +49,12 @@ from anyorder.core.forward import (
     Outputs,
     forward,
 )
-from anyorder.core.method import Context, Method, Needs
+from anyorder.core.method import Abilities, Context, Method, Needs
 from anyorder.core.options import Part, Range
+from anyorder.core.request import Request
 from anyorder.core.sequence import Sequence
 from anyorder.sampling.denoising import candidates
-from anyorder.sampling.unmasking import Commit, Schedule, Step, open_share
+from anyorder.sampling.unmasking import Candidate, Commit, Schedule, Step, open_share
 from anyorder.sampling.unmasking.entropy_bound import EntropyBound
 
 
@@ -57,13 +71,56 @@ class UniformDiffusion(Method):
     commit: Annotated[Commit, Part("sampling/unmasking"), "renoise: which tokens a step keeps"] = (
         field(default_factory=EntropyBound)
     )
+    first_temperature: Annotated[
+        float | None, Range(0.01, 100), "behind causal text: of the first step; none: 1"
+    ] = None
+    last_temperature: Annotated[
+        float | None, Range(0.01, 100), "behind causal text: towards the last; none: as the first"
+    ] = None
+    sure: Annotated[
+        float | None, Range(0.0), "behind causal text: entropy to stop at; none: after all steps"
+    ] = None
 
     needs: ClassVar[Needs] = Needs(attention="bidirectional")
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
 
+    def check(self, request: Request) -> None:
+        """Nothing but fixed tokens counts as generated before."""
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(request, name) and request.canvas is None:
+                raise InvalidRequest(
+                    f"uniform_diffusion draws all tokens anew in every pass, so {name} finds none "
+                    "generated before; leave it at 0, or use repetition_penalty, which counts the "
+                    "prompt's."
+                )
+
+    def missing(self, models: Mapping[str, Abilities]) -> str | None:
+        """Canvases behind causal text know noise by other steps, and have options of their own."""
+        target = models["target"]
+        if target.canvas_length:
+            named = "sampler=renoise" if self.sampler == "ancestral" else None
+            return None if named is None else f"{named}; {target.name} knows no other"
+        for name in ("first_temperature", "last_temperature", "sure"):
+            if getattr(self, name) is not None:
+                return f"no {name}; {target.name} does not read text causally"
+        return None
+
+    def cached_length(self, num_tokens: int, abilities: Abilities) -> int:
+        """Whole canvases, as far as the context reaches."""
+        return min(num_tokens + abilities.canvas_length, abilities.context_length)
+
+    def temperature(self, number: int) -> float:
+        """Of a step, behind causal text."""
+        first = 1.0 if self.first_temperature is None else self.first_temperature
+        last = first if self.last_temperature is None else self.last_temperature
+        return last + (first - last) * (self.steps - number) / self.steps
+
     def decode(self, context: Context) -> Decoding:
         if context.finished:
+            return
+        if context.abilities.canvas_length:
+            yield from _Canvases(self, context).decode()
             return
         if context.abilities.mask_token is not None:
             context.note(
@@ -84,11 +141,11 @@ class UniformDiffusion(Method):
                 places, stream = canvas.places, f"step {number}"
                 if self.sampler == "ancestral":
                     wanted = Outputs(chance=True)
-                    result = yield from canvas.ask(sequence, places, wanted, stream)
+                    result = yield from canvas.ask(sequence, places, wanted, stream, before)
                     canvas.undo(result, step, number)
                     continue
                 wanted = Outputs(entropy=self.commit.reads_entropy, margin=self.commit.reads_margin)
-                result = yield from canvas.ask(sequence, places, wanted, stream)
+                result = yield from canvas.ask(sequence, places, wanted, stream, before)
                 if canvas.renoise(result, self.commit, step, number):
                     break
             yield from canvas.settle(sequence)
@@ -126,6 +183,7 @@ class _Canvas:
         places: Seq[int],
         outputs: Outputs,
         stream: str,
+        noise: float,
         text: Seq[int | None] = (),
     ) -> Passes:
         """A pass that tells some places, and the odds of what stands there; `text` is final."""
@@ -134,13 +192,14 @@ class _Canvas:
         given = tuple(self._tokens[place] for place in places)
         result = yield from forward(
             sequence,
-            [*prompt, *self._tokens],
+            [*prompt, *self._tokens, *self._context.abilities.closing_tokens],
             0,
             attention=BIDIRECTIONAL,
             rows=[first + place for place in places],
             outputs=replace(outputs, given=given, top=self._context.request.logprobs),
             stream=stream,
             canvas=CanvasRows(text=text or self._fixed, places=places),
+            noise=noise,
         )
         self._others |= dict(zip(places, result.top, strict=False))
         return result
@@ -194,7 +253,7 @@ class _Canvas:
             for place in settled:
                 text[place] = self._tokens[place]
             stream = f"again {len(settled)}"
-            result = yield from self.ask(sequence, rest, Outputs(), stream, text)
+            result = yield from self.ask(sequence, rest, Outputs(), stream, 0.0, text)
             self._logprobs |= dict(zip(rest, result.logprobs, strict=True))
             self._stand(dict(zip(rest, result.tokens, strict=True)))
 
@@ -206,3 +265,107 @@ class _Canvas:
             [self._logprobs[place] for place in self.places],
             alternatives=[self._others[place] for place in self.places if self._others],
         )
+
+
+class _Canvases:
+    """One canvas after the other behind text that is read causally."""
+
+    def __init__(self, method: UniformDiffusion, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._board = list(context.canvas or [None] * context.max_new_tokens)
+        """What the request fixes."""
+        self._text = list(context.prompt)
+
+    def decode(self) -> Decoding:
+        """All canvases."""
+        context, abilities = self._context, self._context.abilities
+        for name in ("guide", "no_repeat_ngram"):
+            if getattr(context.request, name):
+                raise InvalidRequest(
+                    f"{abilities.name} tells the tokens of a canvas all at once, whatever stands "
+                    f"beside them; leave {name} out."
+                )
+        stored = done = 0
+        with context.sequence() as sequence:
+            while not context.finished:
+                clean = self._text[stored:]
+                yield from forward(sequence, clean, stored, rows=(), outputs=NOTHING)
+                stored = len(self._text)
+                end = done + min(abilities.canvas_length, abilities.context_length - stored)
+                self._board += [None] * (end - len(self._board))
+                found = yield from self._denoise(sequence, range(done, end))
+                self._text += [candidate.token for candidate in found]
+                made = [candidate for candidate in found if self._board[candidate.place] is None]
+                context.reveal(
+                    [candidate.place for candidate in made],
+                    [candidate.token for candidate in made],
+                    [candidate.logprob for candidate in made],
+                    alternatives=[candidate.alternatives for candidate in made],
+                )
+                done = end
+
+    def _denoise(
+        self, sequence: Sequence, places: range
+    ) -> Generator[list[ForwardRequest], list[ForwardResult], list[Candidate]]:
+        """The likeliest tokens of a canvas in its last step."""
+        method, request, start = self._method, self._context.request, sequence.length
+        open_places = [place for place in places if self._board[place] is None]
+        tokens = self._noise(-1, places)
+        likeliest: list[Candidate] = []
+        conditioning = None
+        for number in range(method.steps):
+            temperature = method.temperature(number)
+            result = yield from forward(
+                sequence,
+                [tokens[place] for place in places],
+                start,
+                attention=Canvas(),
+                rows=range(len(places)),
+                outputs=Outputs(
+                    belief=temperature,
+                    best=1,
+                    top=max(request.logprobs, 1),
+                    margin=method.commit.reads_margin,
+                ),
+                sampling=replace(request, temperature=request.temperature * temperature),
+                stream=f"step {number}",
+                canvas=CanvasRows(text=self._board, places=places),
+                conditioning=conditioning,
+            )
+            conditioning, before = result.embeddings, likeliest
+            likeliest, drawn = [], []
+            for found in candidates(places, result):
+                row = found.place - places.start
+                best, score = result.best[row][0]
+                others = result.top[row]
+                fixed = self._board[found.place]
+                likeliest.append(
+                    replace(
+                        found,
+                        token=best if fixed is None else fixed,
+                        # Where penalties change the order, the score with them must do.
+                        logprob=dict(others).get(best, min(score, 0.0)),
+                        alternatives=others[: request.logprobs],
+                    )
+                )
+                chance = self._context.chance("commit", number, found.place)
+                drawn.append(replace(found, entropy=result.beliefs[row], chance=chance))
+            self._context.preview(
+                open_places, [likeliest[p - places.start].token for p in open_places]
+            )
+            stable = [c.token for c in before] == [c.token for c in likeliest]
+            mean = sum(result.beliefs) / len(places)
+            if method.sure is not None and stable and mean < method.sure:
+                break
+            tokens = self._noise(number, places)
+            rolled = [drawn[place - places.start] for place in open_places]
+            for index in method.commit.choose(rolled, Step(before=1.0, after=1.0, due=0)):
+                tokens[rolled[index].place] = rolled[index].token
+        return likeliest
+
+    def _noise(self, number: int, places: range) -> dict[int, int]:
+        """Any tokens, where none are fixed."""
+        size = self._context.abilities.vocabulary_size
+        noise = {p: int(self._context.chance("noise", number, p) * size) for p in places}
+        return noise | {p: token for p in places if (token := self._board[p]) is not None}

@@ -14,7 +14,7 @@ from anyorder.core import lookup
 from anyorder.core.errors import CheckpointError, UnknownName
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
-from anyorder.model.naming import NameMap, TensorSource
+from anyorder.model.naming import NameMap, Stored, TensorSource
 
 _FOLDER = "model/architectures"
 
@@ -24,6 +24,8 @@ class Architecture:
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """`model_type` in config.json."""
+    marks: ClassVar[tuple[str, ...]] = ()
+    """Fields of its config.json, of a family whose checkpoints have no `model_type`."""
     gguf_types: ClassVar[tuple[str, ...]] = ()
     """`general.architecture` in GGUF files."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
@@ -33,6 +35,10 @@ class Architecture:
     gguf_names: ClassVar[NameMap] = {}
     ignored: ClassVar[tuple[str, ...]] = ()
     """Endings of tensors in published checkpoints that hold no weights of the network."""
+    beyond: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of tensors' names in parts that are not loaded: a vision tower."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Endings of tensors' names in older checkpoints, and how they end today."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Tensors that a checkpoint may lack; all zeros then."""
 
@@ -123,6 +129,15 @@ def for_model_type(model_type: str) -> type[Architecture]:
     return known[model_type]
 
 
+def for_fields(fields: Fields) -> type[Architecture]:
+    """The family that reads this config.json: by its `model_type`, or by what it holds instead."""
+    if not fields.has("model_type"):
+        for family in architectures().values():
+            if family.marks and all(fields.has(name) for name in family.marks):
+                return family
+    return for_model_type(fields.text("model_type"))
+
+
 def for_gguf_type(gguf_type: str) -> type[Architecture]:
     """The family that reads GGUF files of this architecture; UnknownName lists those supported."""
     known = {kind: family for family in architectures().values() for kind in family.gguf_types}
@@ -137,10 +152,13 @@ def name_map(config: ModelConfig, source: TensorSource) -> tuple[NameMap, str]:
     if source.format == "gguf":
         return family.gguf_names, ""
     present = set(source.names())
-    embedding = family.names["embedding"]
+    entry = family.names["embedding"]
+    embedding = f"{entry}.weight"
+    if isinstance(entry, Stored):
+        embedding = f"{entry.name}.weight" if entry.suffixed else entry.name
     for prefix in family.prefixes:
-        if f"{prefix}{embedding}.weight" in present:
+        if prefix + embedding in present:
             return family.names, prefix
     raise CheckpointError(
-        f"the checkpoint lacks the token embedding {family.prefixes[0]}{embedding}.weight."
+        f"the checkpoint lacks the token embedding {family.prefixes[0]}{embedding}."
     )

@@ -11,6 +11,7 @@ of a group, S tokens of an encoder.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
@@ -40,24 +41,28 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads
-        self.head_width = config.head_width
+        self.num_kv_heads = config.num_kv_heads_of(layer)
+        self.head_width = config.head_width_of(layer)
+        self.keys_are_values = config.layers[layer].keys_are_values
+        self.value_epsilon = config.norm_epsilon if config.value_norm else None
         self.clip = config.clip_qkv
         self.qk_norm = config.qk_norm
         self.pattern = sdpa.Pattern(
             scale=config.layers[layer].attention_scale,
             window=config.layers[layer].window,
+            window_ahead=config.layers[layer].window_ahead,
             slopes=alibi_slopes(config.num_heads) if config.alibi else None,
             relative=relative,
         )
-        query_width = config.num_heads * config.head_width
-        key_width = config.num_kv_heads * config.head_width
+        query_width = self.num_heads * self.head_width
+        key_width = self.num_kv_heads * self.head_width
+        num_others = 1 if self.keys_are_values else 2
         input_width = config.attention_width or config.width
-        self.qkv = Linear(input_width, query_width + 2 * key_width, bias=config.qkv_bias)
+        self.qkv = Linear(input_width, query_width + num_others * key_width, bias=config.qkv_bias)
         self.out = Linear(query_width, config.width, bias=config.output_bias)
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"
-            widths = (config.head_width,) * 2 if per_head else (query_width, key_width)
+            widths = (self.head_width,) * 2 if per_head else (query_width, key_width)
             self.query_norm = RmsNorm(widths[0], config.norm_epsilon)
             self.key_norm = RmsNorm(widths[1], config.norm_epsilon)
 
@@ -95,7 +100,9 @@ class Attention(nn.Module):
         turned_NTD = heads_NTD[:, : num_queries + self.num_kv_heads]
         if self.qk_norm != "none":
             turned_NTD = self._normalize(turned_NTD)
-        values_NGD = heads_NTD[:, num_queries + self.num_kv_heads :]
+        values_NGD = heads_NTD[:, -self.num_kv_heads :]
+        if self.value_epsilon is not None:
+            values_NGD = F.rms_norm(values_NGD, (self.head_width,), eps=self.value_epsilon)
         if self.clip is not None:
             turned_NTD = turned_NTD.clamp(-self.clip, self.clip)
             values_NGD = values_NGD.clamp(-self.clip, self.clip)

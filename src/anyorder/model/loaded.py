@@ -113,13 +113,25 @@ def _bits(quantize: str | None, device: torch.device) -> Bits | None:
 def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> Abilities:
     """What a network of this configuration can do with this tokenizer."""
     ends = config.end_tokens | (tokenizer.end_tokens if tokenizer is not None else frozenset())
+    mask_token = config.mask_token
+    if mask_token is None and tokenizer is not None and config.knows_masks:
+        mask_token = tokenizer.mask_token
+    closing: tuple[int, ...] = ()
+    if config.closes_texts and tokenizer is not None:
+        closing = tuple(tokenizer.frame[1])
     return Abilities(
         name=name,
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
-        end_tokens=ends,
+        end_tokens=ends.union(closing),
+        attention=config.attention,
+        block_size=config.block_size,
+        canvas_length=config.canvas_length,
+        token_shift=config.token_shift,
+        decoding=config.decoding,
+        closing_tokens=closing,
         num_layers=len(config.layers),
-        mask_token=tokenizer.mask_token if tokenizer is not None else None,
+        mask_token=mask_token,
         source_length=_source_length(config),
         num_lengths=config.length_classes,
         vertices_per_token=config.vertices_per_token,

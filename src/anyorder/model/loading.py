@@ -8,7 +8,7 @@ that loading needs the size of the network and one tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,9 @@ Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
 _LINKS = ("link_head.query", "link_head.key", "link_head.gate")
-_OUTSIDE = ("head", "logit_bias", "length_head", *_LINKS)
+_TRANSFORM = ("head_transform.dense", "head_transform.norm")
+_TEXT_SCALE = "layers.{layer}.text_scale"
+_OUTSIDE = ("head", "logit_bias", "length_head", _TEXT_SCALE, *_TRANSFORM, *_LINKS)
 """Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
@@ -44,8 +46,10 @@ def load_network(
     """
     with torch.device("meta"):
         network = Transformer(config) if config.encoder is None else EncoderDecoder(config)
-    names, prefix = name_map(config, source)
     family = architecture(config.architecture)
+    if family.aliases or family.beyond:
+        source = _Renamed(source, family.aliases, family.beyond)
+    names, prefix = name_map(config, source)
     ignored = family.ignored
     if config.tied_embeddings:
         head = names["head"]
@@ -64,6 +68,34 @@ def load_network(
         progress=progress,
     )
     return network.eval()
+
+
+class _Renamed:
+    """`naming.TensorSource` under today's names, without what lies beyond the network."""
+
+    def __init__(
+        self, source: TensorSource, aliases: Mapping[str, str], beyond: tuple[str, ...]
+    ) -> None:
+        self.format = source.format
+        self._source = source
+        self._names = {}
+        for name in source.names():
+            if name.startswith(beyond):
+                continue
+            old = next((ending for ending in aliases if name.endswith(ending)), "")
+            self._names[name.removesuffix(old) + aliases.get(old, "")] = name
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        return self._source.shape(self._names[name])
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values."""
+        return self._source.read(self._names[name], out=out)
 
 
 def fill(
@@ -137,8 +169,12 @@ def parts(
         assert module in FUSED, f"{config.architecture} has no name for {key}"
         keys = [key.replace(module, part) for part in FUSED[module]]
         if module == "attention.qkv":
-            heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-            rows = [count * config.head_width for count in heads]
+            own = int(layer or 0)
+            kv_heads = config.num_kv_heads_of(own)
+            heads = [config.num_heads, kv_heads, kv_heads]
+            if config.layers[own].keys_are_values:
+                del heads[2], keys[2]
+            rows = [count * config.head_width_of(own) for count in heads]
         else:
             rows = [parameter.shape[-2 if attribute == "weight" else -1] // 2] * 2
         split = torch.split(parameter, rows, dim=-2 if attribute == "weight" else -1)

@@ -53,6 +53,8 @@ class Stored:
     """Weights lie [in, out]."""
     order: RowOrder | None = None
     """Puts the stored rows into our order."""
+    stacked: bool = False
+    """Has the tensor a first dimension of 1 beyond the part's?"""
     suffixed: bool = True
     """Is the name followed by ".weight" or ".bias"?"""
 
@@ -64,6 +66,8 @@ FUSED = {
     "attention.qkv": ("attention.q", "attention.k", "attention.v"),
     "cross.kv": ("cross.k", "cross.v"),
     "mlp.gate_up": ("mlp.gate", "mlp.up"),
+    "self_conditioning.mlp.gate_up": ("self_conditioning.mlp.gate", "self_conditioning.mlp.up"),
+    "mlp.dense.gate_up": ("mlp.dense.gate", "mlp.dense.up"),
     "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
     "mlp.experts.gate_up": ("mlp.experts.gate", "mlp.experts.up"),
 }
@@ -131,13 +135,51 @@ _BART_STACK = {
 BART_NAMES: NameMap = {
     "embedding": "shared",
     "head": "lm_head",
-    "logit_bias": Stored(name="final_logits_bias", suffixed=False),
+    "logit_bias": Stored(name="final_logits_bias", stacked=True, suffixed=False),
     "length_head": "length_head",
     **{f"link_head.{part}": f"link_head.{part}" for part in ("query", "key", "gate")},
     **{part: f"decoder.{name}" for part, name in _BART_STACK.items()},
     **{f"encoder.{part}": f"encoder.{name}" for part, name in _BART_STACK.items()},
 }
 """BART's, and those of its relatives mBART and Marian."""
+
+BERT_NAMES: NameMap = {
+    "embedding": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    **{
+        f"layers.{{layer}}.{part}": f"encoder.layer.{{layer}}.{name}"
+        for part, name in {
+            "attention.q": "attention.self.query",
+            "attention.k": "attention.self.key",
+            "attention.v": "attention.self.value",
+            "attention.out": "attention.output.dense",
+            "attention_residual_norm": "attention.output.LayerNorm",
+            "mlp.up": "intermediate.dense",
+            "mlp.down": "output.dense",
+            "mlp_residual_norm": "output.LayerNorm",
+        }.items()
+    },
+}
+"""BERT's, and RoBERTa's, their heads aside."""
+
+DIT_NAMES: NameMap = {
+    "embedding": Stored(name="vocab_embed.embedding", suffixed=False),
+    "noise_level.first": "sigma_map.mlp.0",
+    "noise_level.second": "sigma_map.mlp.2",
+    "final_norm": "output_layer.norm_final",
+    "final_modulation": "output_layer.adaLN_modulation",
+    "head": "backbone.output_layer.linear",
+    "layers.{layer}.attention_norm": "blocks.{layer}.norm1",
+    "layers.{layer}.attention.qkv": "blocks.{layer}.attn_qkv",
+    "layers.{layer}.attention.out": "blocks.{layer}.attn_out",
+    "layers.{layer}.mlp_norm": "blocks.{layer}.norm2",
+    "layers.{layer}.mlp.up": "blocks.{layer}.mlp.0",
+    "layers.{layer}.mlp.down": "blocks.{layer}.mlp.2",
+    "layers.{layer}.modulation": "blocks.{layer}.adaLN_modulation",
+}
+"""Of MDLM and its relatives."""
 
 QWEN_MOE_NAMES: NameMap = {
     **LLAMA_NAMES,

@@ -23,6 +23,7 @@ from anyorder.model.config import (
     LinearScaling,
     Llama3Scaling,
     NtkScaling,
+    ProportionalScaling,
     Rope,
     YarnScaling,
 )
@@ -70,6 +71,9 @@ def frequencies(rope: Rope, positions_N: torch.Tensor) -> torch.Tensor:
         return _yarn(rope, scaling, plain_F)
     if isinstance(scaling, Llama3Scaling):
         return _llama3(scaling, plain_F)
+    if isinstance(scaling, ProportionalScaling):
+        num_turning = int(scaling.share * rope.width // 2)
+        return torch.cat((plain_F[:num_turning], torch.zeros_like(plain_F[num_turning:])))
     if isinstance(scaling, FrequencyDivisors):
         return plain_F / torch.tensor(scaling.divisors, device=device)
     return plain_F

@@ -1,7 +1,8 @@
 """A folder of safetensors files as a source of tensors: one file, or shards with an index.
 
-Nothing is executed: pickled weights are refused, an index may not lead out of its folder, and every
-damaged file is answered with one line.
+Tensors of 8 bits that have scales beside them (`int8`) are expanded as they are read. Nothing is
+executed: pickled weights are refused, an index may not lead out of its folder, and every damaged
+file is answered with one line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import safetensors
 import torch
 
 from anyorder.core.errors import CheckpointError
+from anyorder.model.int8 import SCALE_SUFFIX, expand
 
 _INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -53,33 +55,64 @@ class SafetensorsFolder:
         self._file_of = dict.fromkeys(self._open(path).keys(), path)
 
     def names(self) -> Iterable[str]:
-        """Every tensor's name."""
-        return self._file_of
+        """Every tensor's name; scales belong to their tensors and are not listed."""
+        return [
+            name
+            for name in self._file_of
+            if not name.endswith(SCALE_SUFFIX) or not self._is_shrunk(name[: -len(SCALE_SUFFIX)])
+        ]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, without reading it."""
         return tuple(self._slice(name).get_shape())
 
     def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Its values as stored, mapped from the file; `out` is not needed."""
+        """Its values as stored, mapped from the file, or expanded from 8 bits; `out` is not
+        needed."""
+        if self._is_shrunk(name):
+            return self._expanded(name)
         kind = self._slice(name).get_dtype()
         if kind not in _TYPES:
             raise CheckpointError(
                 f"tensor {name!r} in {self._file_of[name]} is of type {kind}; supported are "
                 f"{', '.join(_TYPES)}. Convert the checkpoint to one of them."
             )
-        tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
+        return self.stored(name)
+
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor of any type as it lies in its file."""
+        tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
         return tensor
 
     def integers(self, name: str) -> torch.Tensor:
         """A tensor of whole numbers, int64."""
-        tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
+        tensor = self.stored(name)
         if tensor.is_floating_point() or tensor.is_complex():
             raise CheckpointError(
                 f"tensor {name!r} in {self._file_of[name]} must hold whole numbers, but it is of "
                 f"type {str(tensor.dtype).removeprefix('torch.')}."
             )
         return tensor.long()
+
+    def _is_shrunk(self, name: str) -> bool:
+        scaled = name in self._file_of and name + SCALE_SUFFIX in self._file_of
+        return scaled and self._slice(name).get_dtype() == "I8"
+
+    def _expanded(self, name: str) -> torch.Tensor:
+        values, scales = self.stored(name), self.stored(name + SCALE_SUFFIX)
+        rows, groups = values.shape[:-1], scales.shape[-1] if scales.dim() else 0
+        if (
+            not scales.is_floating_point()
+            or scales.shape[:-1] != rows
+            or not groups
+            or values.shape[-1] % groups
+        ):
+            raise CheckpointError(
+                f"tensor {name + SCALE_SUFFIX!r} in {self._file_of[name]} must hold scales for "
+                f"{name!r}: floating-point numbers of shape {list(rows)} and a number of groups "
+                f"that divides {values.shape[-1]}, not {list(scales.shape)}."
+            )
+        return expand(values, scales)
 
     def _slice(self, name: str) -> Any:
         path = self._file_of[name]

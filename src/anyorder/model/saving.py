@@ -78,7 +78,8 @@ def save_model(
     """
     dtype = str(network.dtype).removeprefix("torch.")
     config = {**fields, "torch_dtype": dtype}
-    config.pop("dtype", None)
+    for of_the_origin in ("dtype", "quantization_config"):
+        config.pop(of_the_origin, None)
     with whole_folder(folder) as partial:
         tensors = stored_tensors(network)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
@@ -111,6 +112,8 @@ def named_tensors(
                 piece = piece[places.argsort().to(piece.device)]
             if part.stored.transposed:
                 piece = piece.T
+            if part.stored.stacked:
+                piece = piece[None]
             tensors[part.tensor] = piece.contiguous()
     return tensors
 

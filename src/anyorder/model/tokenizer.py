@@ -102,7 +102,7 @@ class Tokenizer:
         ids = self._spell(text)
         if not add_special:
             return ids
-        before, after = self._frame
+        before, after = self.frame
         return [*before, *ids, *after]
 
     def _run(self, text: str, add_special: bool, *, parse_special: bool) -> tokenizers.Encoding:
@@ -117,7 +117,7 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=add_special)
 
     @functools.cached_property
-    def _frame(self) -> tuple[list[int], list[int]]:
+    def frame(self) -> tuple[list[int], list[int]]:
         """Tokens that the model wants before and after a text."""
         framed = self._run("a", True, parse_special=False)
         inside = [place for place, special in enumerate(framed.special_tokens_mask) if not special]
@@ -164,6 +164,10 @@ class Tokenizer:
         """
         text = self._pieces[token].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text; a control token's name."""
+        return self._pieces[token]
 
     def differs(self, other: Tokenizer) -> int | None:
         """The first id that means something else to another tokenizer; None: they agree."""

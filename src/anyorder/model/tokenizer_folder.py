@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.core.errors import CheckpointError
+from anyorder.model.gguf_pretokenizers import PRE_TOKENIZERS
 from anyorder.model.tokenizer_source import TokenizerSource, frame
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 256 << 20
 _PIECES = ("source.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_WORDS = {"Qwen2Tokenizer": "qwen2", "DreamTokenizer": "qwen2"}
+"""Class of a tokenizer without tokenizer.json -> how it cuts normalised text into words; others do
+as GPT-2."""
 _ROLES = (
     *("bos_token", "eos_token", "unk_token", "pad_token", "mask_token"),
     *("sep_token", "cls_token"),
@@ -30,7 +34,7 @@ def read_folder_tokenizer(folder: Path) -> TokenizerSource:
     """Build the tokenizer of a model folder. Raises `CheckpointError`."""
     config = read_json(folder / "tokenizer_config.json")
     special = {**read_json(folder / "special_tokens_map.json"), **config}
-    backend = _backend(folder)
+    backend = _backend(folder, _WORDS.get(str(config.get("tokenizer_class"))))
     _add_configured_tokens(backend, config)
     roles = {role: text for role in _ROLES if (text := _text(special.get(role)))}
     ids = {
@@ -81,7 +85,7 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"{path} is not UTF-8.") from None
 
 
-def _backend(folder: Path) -> tokenizers.Tokenizer:
+def _backend(folder: Path, words: str | None) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -96,7 +100,7 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
         backend.no_padding()
         return backend
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return _gpt2_files(folder)
+        return _gpt2_files(folder, words)
     pieces = next((path.name for path in sorted(folder.iterdir()) if path.name in _PIECES), None)
     if pieces is not None:
         raise CheckpointError(
@@ -108,8 +112,8 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
     )
 
 
-def _gpt2_files(folder: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def _gpt2_files(folder: Path, words: str | None) -> tokenizers.Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     lines = _read_text(folder / "merges.txt").split("\n")
     merges: Any = [
@@ -121,6 +125,14 @@ def _gpt2_files(folder: Path) -> tokenizers.Tokenizer:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the vocabulary in {folder} is unusable: {reason}.") from None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        backend.normalizer = normalizers.NFC()
+        cuts = [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+            for pattern in PRE_TOKENIZERS[words].patterns
+        ]
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_])
     backend.decoder = decoders.ByteLevel()
     return backend
 

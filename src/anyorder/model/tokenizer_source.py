@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 END_OF_TURN = frozenset(
     {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>"}
     | {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<EOT>", "[EOT]"}
-    | {"<end_of_turn>", "<|end_of_turn|>", "<end_of_utterance>"}
+    | {"<end_of_turn>", "<|end_of_turn|>", "<end_of_utterance>", "<|role_end|>"}
 )
 """Control tokens that end a text or a turn, whichever model has them."""
 MASK = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]", "<|MASK|>")

@@ -38,6 +38,8 @@ class Plan:
     schedule: Schedule
     steps: int | None
     """None: as few as the commit policy needs when one place a step is due."""
+    processed: bool = False
+    """Do policies look at the processed distribution?"""
 
     @property
     def is_exact(self) -> bool:
@@ -47,7 +49,12 @@ class Plan:
     def outputs(self, top: int) -> Outputs:
         """What the policies read."""
         commit = self.commit
-        return Outputs(entropy=commit.reads_entropy, margin=commit.reads_margin, top=top)
+        return Outputs(
+            entropy=commit.reads_entropy,
+            margin=commit.reads_margin,
+            processed=self.processed,
+            top=top,
+        )
 
     def step(self, number: int, num_open: int, num_standing: int) -> Step:
         """The step of this number, with so many places open and so many filled on the way."""
@@ -59,10 +66,12 @@ class Plan:
         )
         if not self.revise.revises:
             share = Step(before=before, after=after, due=0).share
-            due = math.ceil(num_open * share - 1e-9)
+            late = self.schedule == "late"
+            due = math.floor(num_open * share) if late else math.ceil(num_open * share - 1e-9)
         else:
             due = num_open - math.floor((num_open + num_standing) * after + 1e-9)
-        step = Step(before=before, after=after, due=max(1, min(due, num_open)))
+        least = 0 if self.schedule == "late" and after > 0 else 1
+        step = Step(before=before, after=after, due=max(least, min(due, num_open)))
         return dataclasses.replace(step, rate=self.revise.rate(step))
 
 
@@ -86,6 +95,7 @@ def candidates(places: Seq[int], result: ForwardResult) -> list[Candidate]:
             entropy=(result.entropies or nothing)[row],
             margin=(result.margins or nothing)[row],
             alternatives=result.top[row] if result.top else (),
+            confidence=result.confidences[row] if result.confidences else None,
         )
         for row, place in enumerate(places)
     ]
@@ -151,10 +161,18 @@ class Denoising:
             if place in self._standing:
                 filled.append(place)
             if token not in self._ends:
-                self._ends[token] = self._context.ends([token])
+                self._ends[token] = self._is_end(token)
             if self._ends[token]:
                 break
         return open_places, filled
+
+    def _is_end(self, token: int) -> bool:
+        """Does it end any text? A text that is complete by a guide may end by other tokens, which
+        end no other text."""
+        request, abilities = self._context.request, self._context.abilities
+        if request.guide is None:
+            return self._context.ends([token])
+        return token in abilities.end_tokens or token in request.stop_tokens
 
     def _roll(self, name: str, number: int, candidate: Candidate) -> Candidate:
         """The candidate with a random number of its own."""
@@ -184,6 +202,7 @@ class Denoising:
         places = [candidate.place for candidate in taken]
         tokens = [candidate.token for candidate in taken]
         kept = [taken[index] for index in self._context.compatible(self._text, places, tokens)]
+        assert kept or not taken, "what was told of a canvas as it is may stand on it"
         for candidate in kept:
             self._text[candidate.place] = candidate.token
             self._standing[candidate.place] = candidate

@@ -6,6 +6,9 @@ et al., 2023, arXiv:2211.17192, with f = a). The two differ: where a text begins
 token is the doubtful one. The length that makes most tokens per second is taken; where that is none
 at all, the text goes on one token at a time and a short draft is tried now and then.
 
+A tree's tokens come with chances of their own, and the unlikely ones are left out of a check as far
+as that makes more tokens per second.
+
 Estimates err, and a text may change its nature, so an account is kept of what drafts have saved and
 lost, and the loss to expect of a draft must be covered. That bounds the loss on a text where no
 draft helps: about a pass, and then a small share of the time, whatever a check costs.
@@ -13,7 +16,7 @@ draft helps: about a pass, and then a small share of the time, whatever a check 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 _CANDIDATES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
@@ -129,6 +132,30 @@ class DraftLength:
         self._is_trial = trial > 0
         self.num_plain += not trial
         return trial
+
+    def worth_checking(
+        self,
+        chances: Sequence[float],
+        *,
+        check: Callable[[int], float | None],
+        drafting: float,
+    ) -> list[int]:
+        """Which tokens of a tree to check, in order: of the likeliest ones as many as make most
+        tokens per second; all where `check(k)`, the seconds of a pass over k of them, is unknown.
+        `drafting` are the seconds that were spent on them all."""
+        ranked = sorted(range(len(chances)), key=lambda place: -chances[place])
+        best, best_rate, expected, before = len(ranked), 0.0, 1.0, 0
+        for count in sorted({*_CANDIDATES, len(ranked)}):
+            if count > len(ranked):
+                break
+            seconds = check(count)
+            if seconds is None:
+                return sorted(ranked)
+            expected += sum(chances[place] for place in ranked[before:count])
+            before = count
+            if expected / (seconds + drafting) > best_rate:
+                best, best_rate = count, expected / (seconds + drafting)
+        return sorted(ranked[:best])
 
     def _earn(self, passes: float) -> None:
         self._funds = min(self._funds + passes, _SAVINGS)

@@ -12,6 +12,7 @@ Not here: making the text shorter (forced tokens are computed by the model like 
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -168,6 +169,8 @@ class GuideCompiler:
         self._hidden: int | None = None
         self._tokenizer: LLTokenizer | None = None
         self._matchers: OrderedDict[Guide, LLMatcher] = OrderedDict()
+        self._lock = threading.RLock()
+        """Requests are prepared in one thread while another one's grammar is renewed."""
 
     def compile(self, guide: Guide) -> GuideState:
         """A new state at the start of the text.
@@ -175,18 +178,20 @@ class GuideCompiler:
         GuideError: it is malformed, uses what is not supported, matches nothing, or exceeds limits
         on size; or the model's tokenizer is of a kind that cannot be guided.
         """
-        if guide in self._matchers:
-            self._matchers.move_to_end(guide)
-        else:
-            self._renew(guide)
-        matcher, size = self._matchers[guide], self._load().vocab_size
+        with self._lock:
+            if guide in self._matchers:
+                self._matchers.move_to_end(guide)
+            else:
+                self._renew(guide)
+            matcher, size = self._matchers[guide], self._load().vocab_size
         return GuideState(matcher, lambda: self._renew(guide), size, self._hidden)
 
     def _renew(self, guide: Guide) -> LLMatcher:
-        self._matchers[guide] = self._compile(guide)
-        if len(self._matchers) > _CACHED_GRAMMARS:
-            self._matchers.popitem(last=False)
-        return self._matchers[guide]
+        with self._lock:
+            self._matchers[guide] = self._compile(guide)
+            if len(self._matchers) > _CACHED_GRAMMARS:
+                self._matchers.popitem(last=False)
+            return self._matchers[guide]
 
     def _load(self) -> LLTokenizer:
         if self._tokenizer is None:

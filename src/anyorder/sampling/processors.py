@@ -233,16 +233,18 @@ class GuideMask:
     @classmethod
     def for_rows(cls, rows: Seq[Row], vocabulary_size: int) -> Self | None:
         """See Processor."""
-        guided = [index for index, row in enumerate(rows) if row.guide is not None]
+        guided = [index for index, row in enumerate(rows) if _is_guided(row)]
         if not guided:
             return None
         words_GW = torch.zeros(len(guided), -(-vocabulary_size // 32), dtype=torch.int32)
         errors: dict[int, str] = {}
         for words_W, index in zip(words_GW, guided, strict=True):
             row = rows[index]
-            assert row.guide is not None
             try:
-                row.guide.fill_mask(row.history[row.num_prompt :], words_W)
+                if row.canvas_guide is not None and row.canvas is not None:
+                    row.canvas_guide.fill_mask(row.canvas, row.place, row.length, words_W)
+                elif row.guide is not None:
+                    row.guide.fill_mask(row.history[row.num_prompt :], words_W)
             except GuideError as error:
                 errors[index] = str(error)
         return cls(guided, words_GW, errors)
@@ -277,8 +279,16 @@ class Forced:
         return scores_MV
 
 
+def _is_guided(row: Row) -> bool:
+    return row.guide is not None or row.canvas_guide is not None
+
+
 def unpack_bits(words_GW: torch.Tensor, size: int) -> torch.Tensor:
     """Bool [G, size] from int32 words, lowest bit first."""
+    if words_GW.device.type == "cpu":  # ten times faster there
+        bits_GB = words_GW.contiguous().numpy().view(np.uint8)
+        bits_GV = np.unpackbits(bits_GB, axis=1, count=size, bitorder="little")
+        return torch.from_numpy(bits_GV).view(torch.bool)
     bits = torch.arange(32, dtype=torch.int32, device=words_GW.device)
     return ((words_GW[:, :, None] >> bits) & 1).bool().flatten(1)[:, :size]
 
@@ -304,7 +314,7 @@ def edits(row: Row) -> bool:
         request.logit_bias
         or row.banned
         or row.forced
-        or row.guide is not None
+        or _is_guided(row)
         or request.no_repeat_ngram
         or request.repetition_penalty != 1.0
         or request.presence_penalty
@@ -333,7 +343,7 @@ def nothing_left(row: Row) -> str:
         "no_repeat_ngram": bool(request.no_repeat_ngram),
         "bad_words": bool(row.banned),
         "min_new_tokens": request.min_new_tokens > row.num_generated,
-        "guide": row.guide is not None,
+        "guide": _is_guided(row),
     }
     names = [name for name, is_active in active.items() if is_active]
     return (

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from anyorder.core.forward import Outputs, Patch
     from anyorder.core.request import Request
+    from anyorder.sampling.canvas_guide import CanvasGuide
     from anyorder.sampling.guide import GuideState
 
 
@@ -43,6 +44,9 @@ class Row:
     """The new text with None at open places, where places are filled in any order."""
     place: int = 0
     """Which place of it this row is."""
+    length: int = 0
+    """Places of the new text in all; those beyond `canvas` are open."""
+    canvas_guide: CanvasGuide | None = None
     cuts_off: bool = False
     """Would an end token here cut off what must stay?"""
 
@@ -67,6 +71,8 @@ class RowResult:
     logprob: float | None = None
     entropy: float | None = None
     margin: float | None = None
+    confidence: float | None = None
+    """The token's log-probability in the processed distribution."""
     top: list[tuple[int, float]] = field(default_factory=list)
     """(id, log-probability), likeliest first; fewer than asked for where the rest is impossible."""
     best: list[tuple[int, float]] = field(default_factory=list)

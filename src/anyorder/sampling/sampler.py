@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from anyorder.sampling.row import Row, RowResult
 from anyorder.sampling.truncation import shape
 from anyorder.sampling.verify import dense
 from anyorder.sampling.weights import weigh
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Row", "RowResult", "sample"]
 
@@ -76,7 +80,10 @@ def _sample(
     if any(row.outputs.best for row in rows):
         errors |= _search(source_RV, processed is None, rows, results)
     for index, row in enumerate(rows):
-        if row.outputs.distribution or row.outputs.draws or row.outputs.chance:
+        wants = row.outputs
+        if wants.processed and processed is None and _is_models(row):
+            results[index].confidence = results[index].logprob
+        elif wants.distribution or wants.draws or wants.chance or wants.processed:
             errors |= _distribute(source_RV[index : index + 1], index, row, results[index])
     for index, result in enumerate(results):
         if index in errors:
@@ -109,8 +116,8 @@ def _search(
 
 def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult) -> dict[int, str]:
     """Fill in what takes the processed distribution as a whole: `RowResult.distribution`, `draws`
-    and `chance`; returns errors by row. In main memory, since checks decide there, one place after
-    the other."""
+    and `chance`, and what describes it; returns errors by row. In main memory, since checks decide
+    there, one place after the other."""
     scores_1V = source_1V.to("cpu", copy=True)
     errors = edit(scores_1V, [row]) if edits(row) else {}
     scores_V = scores_1V[0].numpy()
@@ -129,7 +136,32 @@ def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult
     if row.outputs.chance:
         result.chance = float(probabilities_V[row.given])
     result.distribution = probabilities_V if row.outputs.distribution else None
+    if row.outputs.processed and result.token is not None:
+        if row.request.temperature == 0:
+            weights_V = np.exp(scores_V.astype(np.float64) - scores_V[best])
+            probabilities_V = weights_V / weights_V.sum()
+        _judge(probabilities_V, row, result)
     return {}
+
+
+def _is_models(row: Row) -> bool:
+    """Is the processed distribution, but for the argmax of temperature 0, the model's?"""
+    request = row.request
+    whole = not request.top_k and request.top_p == request.typical_p == 1.0 and not request.min_p
+    return not edits(row) and (request.temperature == 0 or (request.temperature == 1.0 and whole))
+
+
+def _judge(probabilities_V: NDArray[np.float64], row: Row, result: RowResult) -> None:
+    """Describe the processed distribution: the token in it, its entropy, its margin."""
+    assert result.token is not None, "nothing was drawn"
+    likely = probabilities_V[result.token]
+    result.confidence = math.log(likely) if likely > 0 else -math.inf
+    if row.outputs.entropy:
+        some = probabilities_V[probabilities_V > 0]
+        result.entropy = float(-(some * np.log(some)).sum())
+    if row.outputs.margin:
+        second, first = np.partition(probabilities_V, -2)[-2:]
+        result.margin = float(first - second)
 
 
 def _no_score(result: RowResult) -> dict[int, str]:

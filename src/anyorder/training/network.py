@@ -24,7 +24,7 @@ from anyorder.core.options import validate
 if TYPE_CHECKING:
     import torch
 
-    from anyorder.core.batch import Network, PackedBatch
+    from anyorder.core.batch import KeyValuePool, Network, PackedBatch
     from anyorder.model.loaded import LoadedModel
     from anyorder.model.tokenizer import Tokenizer
     from anyorder.training.sections import AdapterRecipe
@@ -54,9 +54,15 @@ class Surroundings:
 class _Passes(Protocol):
     """What a trainee's network is called for; each kind has those that its objectives use."""
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor: ...
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor: ...
 
-    def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor: ...
+    def logits(
+        self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
+
+    scored: torch.Tensor | None
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor: ...
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor: ...
 
@@ -83,9 +89,9 @@ class Trainee:
     companion: torch.nn.Module | None = None
     tokenizer: Tokenizer | None = None
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W], with gradients."""
-        return self._passes.hidden(batch)
+        return self._passes.hidden(batch, pool)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V] of some rows of `hidden`."""
@@ -94,6 +100,19 @@ class Trainee:
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, heads, V] of further prediction heads."""
         return self._passes.heads(hidden_MW)
+
+    def logits_of(self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None) -> torch.Tensor:
+        """`logits` of these tokens alone, [M, S]; None: of all."""
+        return self._passes.logits(hidden_MW, tokens_S)
+
+    @property
+    def scored(self) -> torch.Tensor | None:
+        """int64 [S]; the tokens that a drafter scores; None: all."""
+        return self._passes.scored
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """A drafter's float32 logits of `scored` alone, [M, S]; of heads [M, heads, S]."""
+        return self._passes.draft_logits(hidden_MW)
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """An encoder's output [N, W]."""

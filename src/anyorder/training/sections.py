@@ -19,6 +19,11 @@ class TeacherRecipe:
     """[teacher]: a frozen model that the objective asks, or that a drafter drafts for."""
 
     init: Annotated[str, "name or folder of the model"]
+    states: Annotated[
+        str | None,
+        "folder for its hidden states, so that it runs each row once, in this run and in others; "
+        "none: it runs every row anew",
+    ] = None
 
     def __post_init__(self) -> None:
         validate(self)

@@ -17,6 +17,7 @@ from anyorder.model.loaded import LoadedModel, load
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
 from anyorder.training.network import Surroundings, Trainee
+from anyorder.training.remembering import RememberingTeacher
 
 
 class Sequences(Protocol):
@@ -99,7 +100,7 @@ def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Tr
         trainee,
         network=trainee.network.to(device).train(),
         abilities=recipe.objective.trained(abilities),
-        teacher=None if teacher is None else _frozen(teacher, tokenizer),
+        teacher=None if teacher is None else _frozen(recipe, teacher, tokenizer),
         companion=None if companion is None else companion.to(device).train(),
         tokenizer=tokenizer,
     )
@@ -132,8 +133,10 @@ def _counts(data: Sequences, size: int) -> torch.Tensor:
     return counts
 
 
-def _frozen(teacher: LoadedModel, tokenizer: Tokenizer) -> Trainee:
-    network = teacher.network
+def _frozen(recipe: Recipe, teacher: LoadedModel, tokenizer: Tokenizer) -> Trainee:
+    assert recipe.teacher is not None, "that is where it comes from"
+    network, states = teacher.network, recipe.teacher.states
     assert isinstance(network, torch.nn.Module), "what a folder holds is a module"
     network.requires_grad_(False)
-    return Trainee(network=network, abilities=teacher.abilities, tokenizer=tokenizer)
+    frozen = Trainee(network=network, abilities=teacher.abilities, tokenizer=tokenizer)
+    return RememberingTeacher.of(frozen, recipe.path(states)) if states else frozen

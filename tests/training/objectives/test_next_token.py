@@ -102,7 +102,8 @@ def test_chunks_of_rows_change_neither_loss_nor_gradients(monkeypatch: pytest.Mo
         found = NextToken(label_smoothing=0.1, z_loss=0.01).loss(spy, batch, RNG)
         assert sum(sizes) == found.weight == 24
         found.total.backward()
-        assert sum(sizes) == 48, "the backward pass makes the logits again"
+        again = 24 if limit == 7 * 61 else 0
+        assert sum(sizes) == 24 + again, "the backward pass makes them again if they are too many"
         results.append((found.total, max(sizes), [p.grad for p in model.network.parameters()]))
     assert results[0][1] == 24 and results[1][1] == 7
     torch.testing.assert_close(results[0][0], results[1][0])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tests.tiny import tiny_config
 
-from anyorder.core.batch import PackedBatch
+from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Objective, TrainableModel, TrainingBatch
 from anyorder.core.plans import PlanTokens
@@ -38,14 +38,30 @@ class ToyModel:
     seed: int = 0
     spread: float = 0.2
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        return self.network.hidden(batch)
+    def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
+        return self.network.hidden(batch, pool)
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         return self.network.logits(hidden_MW)
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         return self.network.heads(hidden_MW)
+
+    def logits_of(self, hidden_MW: torch.Tensor, tokens_S: torch.Tensor | None) -> torch.Tensor:
+        return self.network.logits(hidden_MW, tokens_S)
+
+    @property
+    def scored(self) -> torch.Tensor | None:
+        scored: torch.Tensor | None = self._drafter.scored
+        return scored
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._drafter.draft_logits(hidden_MW)
+        return found
+
+    @property
+    def _drafter(self) -> Any:
+        return getattr(self.network, "further", self.network)  # heads loaded for a target
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         return self._pair.encode(batch)

@@ -1,10 +1,10 @@
 """BLEU and chrF on pairs, by any decoding method; a MODEL may also be a .txt file of translations,
-one a line."""
+one a line. Pairs whose source is too long for one of the models are left out for all of them."""
 
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from anyorder.cli.numbers import whole_number
 from anyorder.core.errors import UserError
 
 if TYPE_CHECKING:
+    from anyorder.engine.engine import Engine
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.evaluation.translation import Translations
     from anyorder.training.documents import Document
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     """A row for each model or file of translations."""
+    from anyorder.evaluation.generation import reads
     from anyorder.evaluation.tables import Column, Table
     from anyorder.evaluation.translation import score
 
@@ -39,22 +41,35 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     pairs = list(islice(data.documents(pairs=True), limit))
     if not pairs:
         raise UserError(f"{data.name} has no pairs.")
+    engines = {
+        model: open_shown(model, arguments, shown)
+        for model in arguments.models
+        if not model.endswith(".txt")
+    }
+    kept = [all(reads(engine, pair.prompt) for engine in engines.values()) for pair in pairs]
+    pairs, num_pairs = list(compress(pairs, kept)), len(pairs)
+    if not pairs:
+        raise UserError(f"every pair of {data.name} is too long for the encoder of a model.")
     rows: list[dict[str, Cell]] = []
     signatures: list[str] = []
     for model in arguments.models:
         made = None
-        if model.endswith(".txt"):
+        if model not in engines:
             texts = tuple(read_text(Path(model)).splitlines())
+            texts = tuple(compress(texts, kept)) if len(texts) == num_pairs else texts
         else:
-            made = _translate(arguments, model, pairs, data.sources[0].separator, shown)
+            made = _translate(arguments, engines[model], pairs, data.sources[0].separator, shown)
             texts = made.texts
         found = score(texts, [pair.text for pair in pairs], tokenizer=arguments.bleu_words or "13a")
         signatures = [f"BLEU: {found.bleu_signature}", f"chrF: {found.chrf_signature}"]
         row: dict[str, Cell] = {"model": name_of_model(model), **vars(found)}
         if made is not None:
-            speed = {"tokens_per_pass": made.tokens_per_pass, "pairs_per_second":
-                     len(pairs) / made.seconds}  # fmt: skip
-            row |= {"method": arguments.method or "autoregressive", **speed}
+            row |= {
+                "method": arguments.method or "autoregressive",
+                "tokens_per_pass": made.tokens_per_pass,
+                "tokens_per_second": made.num_tokens / made.seconds,
+                "pairs_per_second": len(pairs) / made.seconds,
+            }
         rows.append(row)
     columns = (
         Column(key="model", title="model"),
@@ -65,15 +80,18 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
         Column(key="empty", title="empty", digits=3),
         Column(key="repeated", title="repeated", digits=3),
         Column(key="tokens_per_pass", title="tokens/pass"),
+        Column(key="tokens_per_second", title="tokens/s", digits=0),
         Column(key="pairs_per_second", title="pairs/s"),
     )
-    notes = [f"Data: {data.name}; {len(pairs):,} pairs.", *signatures]
+    left_out = num_pairs - len(pairs)
+    also = f"; {left_out:,} left out, too long for an encoder" if left_out else ""
+    notes = [f"Data: {data.name}; {len(pairs):,} pairs{also}.", *signatures]
     return Table(columns=columns, rows=rows, notes=notes)
 
 
 def _translate(
     arguments: argparse.Namespace,
-    model: str,
+    engine: Engine,
     pairs: list[Document],
     separator: str,
     shown: Shown,
@@ -82,8 +100,7 @@ def _translate(
     from anyorder.evaluation.translation import translate
 
     request = controls(arguments, {})
-    engine = open_shown(model, arguments, shown)
     if engine.tokenizer is None:
-        raise UserError(f"{model} has no tokenizer, so it cannot translate text.")
+        raise UserError(f"{engine.abilities.name} has no tokenizer, so it cannot translate text.")
     between = "" if engine.abilities.source_length else separator
     return translate(engine, [pair.prompt + between for pair in pairs], request, shown)

@@ -26,6 +26,8 @@ class Pattern:
     scale: float
     window: int | None = None
     """A query sees keys less than this many positions before it."""
+    window_ahead: bool = False
+    """And of those behind it, less than this many behind it."""
     slopes: tuple[float, ...] | None = None
     """ALiBi: per head, what a score loses for each position of distance."""
     relative: RelativeBias | None = None
@@ -110,7 +112,7 @@ def _mask(
     """What to add to the scores, or None for plain causal attention; from `group.masks` if there.
 
     [R, 1 or H, Q, K], or [R, 1 or G, 1 or J, K] for a single query."""
-    key: object = (pattern.window, pattern.slopes)
+    key: object = (pattern.window, pattern.window_ahead, pattern.slopes)
     if pattern.relative is not None:
         key = (pattern.relative, torch.is_grad_enabled())
     if key not in group.masks:
@@ -133,7 +135,12 @@ def _make_mask(
         visible_RQK = torch.ones(1, *size, dtype=torch.bool, device=queries_NHD.device).tril()
     distance_RQK = group.query_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
     if window is not None:
-        visible_RQK = visible_RQK & (distance_RQK < window)
+        reach_RQK = distance_RQK
+        if group.window_positions_RQ is not None:
+            reach_RQK = group.window_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
+        visible_RQK = visible_RQK & (reach_RQK < window)
+        if pattern.window_ahead:
+            visible_RQK = visible_RQK & (distance_RQK > -window)
     bias = torch.zeros((), dtype=queries_NHD.dtype, device=queries_NHD.device)
     if pattern.slopes is not None:
         slopes_H = torch.tensor(pattern.slopes, device=queries_NHD.device)

@@ -8,12 +8,14 @@ vocabulary, the tokens most frequent in training.
 
 Published checkpoints have one layer `midlayer`, `fc`, `norm` and `lm_head`, and `d2t`: what to add
 to a row of `lm_head` to get its token. The embedding is the target's unless they hold their own.
+Where they hold no `lm_head` either, which is this package's own addition, the tokens of `d2t` are
+read out with the target's rows (`draft_vocabulary`).
 The layers that are read are those at depths 2, n / 2 and n - 3 of n, as in the authors' code, or
 those whose outputs `eagle_config.eagle_aux_hidden_state_layer_ids` lists.
 
 Not here: EAGLE 1 and 2, whose network differs. Growing the tree is `drafters/eagle.py`'s.
 
-Shape suffixes: N packed tokens, M some of their rows, W width, V vocabulary.
+Shape suffixes: N packed tokens, M some of their rows, W width, S scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,8 +31,15 @@ from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.method import Abilities
 from anyorder.model.architectures.llama import Llama
-from anyorder.model.backends.linear import Linear
+from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.config import ModelConfig
+from anyorder.model.drafters.draft_vocabulary import (
+    MAPS,
+    output_rows,
+    read_scored,
+    scored_tensors,
+    spread,
+)
 from anyorder.model.drafters.fit import check_fit
 from anyorder.model.drafters.network import Attached, FusedLayers, save_drafter
 from anyorder.model.fields import Fields
@@ -67,11 +76,22 @@ class Eagle(FusedLayers):
     """The drafter's network; implements `core.batch.Network`."""
 
     def __init__(
-        self, config: ModelConfig, *, num_features: int, num_scored: int, own_embedding: bool
+        self,
+        config: ModelConfig,
+        *,
+        num_features: int,
+        num_scored: int,
+        own_embedding: bool,
+        own_head: bool = True,
     ) -> None:
         super().__init__(config, num_features=num_features)
         self.hidden_norm = RmsNorm(config.width, config.norm_epsilon)
-        self.head = Linear(config.width, num_scored, bias=False)
+        self.register_buffer("rows_SW", None, persistent=False)
+        self.rows_SW: torch.Tensor | None
+        """The target's rows that it reads out with, where it has no head of its own."""
+        self.own_head = own_head
+        if own_head:
+            self.head = Linear(config.width, num_scored, bias=False)
         self.own_embedding = own_embedding
         if own_embedding:
             self.embedding = make_embedding(config.vocabulary_size, config.width)
@@ -79,9 +99,13 @@ class Eagle(FusedLayers):
         self.scored: torch.Tensor | None
         """The token that each row of the head scores; None: all, in order."""
 
-    def attach(self, target: Transformer) -> None:
-        """Embed by this target. Its weights do not become the drafter's."""
+    def attach(self, target: Transformer, scored: torch.Tensor | None) -> None:
+        """Embed, and without an own head read out, by this target; score these tokens (None: all).
+        The target's weights do not become the drafter's."""
         self._host = Attached(target)
+        self.scored = scored
+        if not self.own_head:
+            self.rows_SW = output_rows(target, scored)
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W]; the tap after 1 layer is what to condition the next on."""
@@ -101,12 +125,14 @@ class Eagle(FusedLayers):
 
     def logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """float32 logits [M, V]; minus infinity for what it does not score."""
-        scores: torch.Tensor = self.head(hidden_MW).float()
-        if self.scored is None:
-            return scores
-        logits_MV = scores.new_full((len(scores), self.config.vocabulary_size), -torch.inf)
-        logits_MV[:, self.scored] = scores
-        return logits_MV
+        scores_MS = self.draft_logits(hidden_MW)
+        return spread(scores_MS, self.scored, self.config.vocabulary_size)
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, S] of what it scores."""
+        if self.rows_SW is not None:
+            return linear(hidden_MW, self.rows_SW).float()
+        return self.head(hidden_MW).float()  # type: ignore[no-any-return]
 
 
 def load_eagle(
@@ -124,14 +150,15 @@ def load_eagle(
     config = replace(config, attention_width=2 * config.width, tied_embeddings=False)
     features = _features(fields, len(target.config.layers), host.name)
     source = SafetensorsFolder(folder)
-    own_embedding = f"{_NAMES['embedding']}.weight" in set(source.names())
+    present = set(source.names())
     num_scored = fields.size("draft_vocab_size")
     with torch.device("meta"):
         network = Eagle(
             config,
             num_features=len(features),
             num_scored=num_scored,
-            own_embedding=own_embedding,
+            own_embedding=f"{_NAMES['embedding']}.weight" in present,
+            own_head=f"{_NAMES['head']}.weight" in present,
         )
     fill(
         network,
@@ -139,13 +166,12 @@ def load_eagle(
         source,
         _NAMES,
         owner="an EAGLE-3 drafter",
-        ignored=("d2t", "t2d"),
+        ignored=MAPS,
         dtype=target.dtype,
         device=target.device,
     )
-    network.attach(target)
-    scored = _scored(source, num_scored, config.vocabulary_size)
-    network.scored = None if scored is None else scored.to(target.device)
+    scored = read_scored(source, num_scored, config.vocabulary_size)
+    network.attach(target, None if scored is None else scored.to(target.device))
     abilities = Abilities(
         name=name,
         vocabulary_size=config.vocabulary_size,
@@ -158,12 +184,8 @@ def load_eagle(
 
 def save_eagle(folder: Path, network: Eagle, fields: Mapping[str, Any]) -> None:
     """Write the drafter as `load_eagle` reads it; `fields` is its config.json."""
-    tensors = named_tensors(network, network.config, _NAMES)
-    if network.scored is not None:
-        scored, vocabulary = network.scored.cpu(), network.config.vocabulary_size
-        tensors["d2t"] = scored - torch.arange(len(scored))
-        tensors["t2d"] = torch.isin(torch.arange(vocabulary), scored)
-    save_drafter(folder, tensors, fields)
+    maps = scored_tensors(network.scored, network.config.vocabulary_size)
+    save_drafter(folder, {**named_tensors(network, network.config, _NAMES), **maps}, fields)
 
 
 def usual_features(num_layers: int) -> tuple[int, int, int]:
@@ -185,24 +207,3 @@ def _features(fields: Fields, num_layers: int, target_name: str) -> tuple[int, .
             f"{', '.join(map(str, features))}, but {target_name} has {num_layers} layers."
         )
     return features
-
-
-def _scored(source: SafetensorsFolder, num_scored: int, vocabulary: int) -> torch.Tensor | None:
-    """The tokens that the rows of the head stand for."""
-    if "d2t" not in set(source.names()):
-        if num_scored == vocabulary:
-            return None
-        raise CheckpointError(
-            f"the checkpoint lacks tensor 'd2t', which tells the tokens of the {num_scored} rows "
-            "of 'lm_head'; fetch it again."
-        )
-    offsets = source.integers("d2t")
-    rows = torch.arange(num_scored)
-    if (
-        offsets.shape != rows.shape
-        or not 0 <= int((rows + offsets).min()) <= int((rows + offsets).max()) < vocabulary
-    ):
-        raise CheckpointError(
-            f"tensor 'd2t' must lead each of {num_scored} rows to a token below {vocabulary}."
-        )
-    return rows + offsets

@@ -5,9 +5,13 @@ an unembedding of its own. Published checkpoints hold the heads alone, as
 `{head}.{block}.linear.weight` and `{head}.{number of blocks}.weight`; some of the names start with
 `medusa_head`. Pickled ones are refused.
 
+Where config.json has `draft_vocab_size`, which is this package's own addition, heads have no
+unembedding: the tokens of `d2t` are read out with the target's rows (`draft_vocabulary`), so that a
+head is its blocks, a hundredth of a published one for a small target with many words.
+
 Not here: the variant that trains the target along (its folder is that of a whole model).
 
-Shape suffixes: M rows, W width, C heads, V vocabulary.
+Shape suffixes: M rows, W width, C heads, S scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +28,14 @@ from torch import nn
 from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.method import Abilities
-from anyorder.model.backends.linear import Linear
+from anyorder.model.backends.linear import Linear, linear
+from anyorder.model.drafters.draft_vocabulary import (
+    MAPS,
+    output_rows,
+    read_scored,
+    scored_tensors,
+    spread,
+)
 from anyorder.model.drafters.network import save_drafter
 from anyorder.model.fields import Fields
 from anyorder.model.loading import fill
@@ -50,18 +61,50 @@ class ResidualBlock(nn.Module):
 class MedusaHeads(nn.Module):
     """Several prediction heads that do not see each other."""
 
-    def __init__(self, *, num_heads: int, num_blocks: int, width: int, vocabulary: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_blocks: int,
+        width: int,
+        vocabulary: int,
+        own_outputs: bool = True,
+    ) -> None:
         super().__init__()
 
         def head() -> nn.Sequential:
-            blocks = [ResidualBlock(width) for _ in range(num_blocks)]
-            return nn.Sequential(*blocks, Linear(width, vocabulary, bias=False))
+            modules: list[nn.Module] = [ResidualBlock(width) for _ in range(num_blocks)]
+            if own_outputs:
+                modules.append(Linear(width, vocabulary, bias=False))
+            return nn.Sequential(*modules)
 
+        self.vocabulary = vocabulary
+        self.own_outputs = own_outputs
         self.each = nn.ModuleList(head() for _ in range(num_heads))
+        for name in ("rows_SW", "scored"):
+            self.register_buffer(name, None, persistent=False)
+        self.rows_SW: torch.Tensor | None
+        """The target's rows that they read out with, where they have none of their own."""
+        self.scored: torch.Tensor | None
+        """The tokens of those rows; None: all, in order."""
+
+    def attach(self, target: Transformer, scored: torch.Tensor | None) -> None:
+        """Read these tokens (None: all) out as this target does, unless heads do so themselves."""
+        if not self.own_outputs:
+            self.scored, self.rows_SW = scored, output_rows(target, scored)
 
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
-        """float32 logits [M, C, V]."""
-        return torch.stack([head(hidden_MW) for head in self.each], dim=1).float()
+        """float32 logits [M, C, V]; minus infinity for what they do not score."""
+        return spread(self.draft_logits(hidden_MW), self.scored, self.vocabulary)
+
+    def draft_logits(self, hidden_MW: torch.Tensor) -> torch.Tensor:
+        """float32 logits [M, C, S] of what they score."""
+        outputs = [head(hidden_MW) for head in self.each]
+        if self.rows_SW is not None:
+            # One product for all heads.
+            flat = linear(torch.cat(outputs), self.rows_SW).float()
+            return flat.view(len(outputs), len(hidden_MW), -1).transpose(0, 1)
+        return torch.stack(outputs, dim=1).float()
 
 
 class NetworkWithHeads:
@@ -116,17 +159,23 @@ def load_medusa(
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in present) else ""
     config = target.config
     own = config.vocabulary_size, config.embedding_width or config.width
-    first = f"{prefix}0.{num_blocks}.weight"
-    given = source.shape(first) if first in present else own
-    if given != own:
+    own_outputs = not fields.has("draft_vocab_size")
+    first = f"{prefix}0.{num_blocks if own_outputs else '0.linear'}.weight"
+    expected = own if own_outputs else (own[1], own[1])
+    given = source.shape(first) if first in present else expected
+    if given != expected:
         raise CheckpointError(
-            f"the Medusa heads {name} are for {' by '.join(map(str, given))} (tokens by "
-            f"dimensions) and the target {host.name} has {own[0]} by {own[1]}; use heads trained "
-            f"for {host.name}."
+            f"the Medusa heads {name} are for {' by '.join(map(str, given))} "
+            f"({'tokens' if own_outputs else 'dimensions'} by dimensions) and the target "
+            f"{host.name} has {expected[0]} by {expected[1]}; use heads trained for {host.name}."
         )
     with torch.device("meta"):
         heads = MedusaHeads(
-            num_heads=num_heads, num_blocks=num_blocks, width=own[1], vocabulary=own[0]
+            num_heads=num_heads,
+            num_blocks=num_blocks,
+            width=own[1],
+            vocabulary=own[0],
+            own_outputs=own_outputs,
         )
     stems = {parameter.rpartition(".")[0] for parameter, _ in heads.named_parameters()}
     fill(
@@ -136,9 +185,13 @@ def load_medusa(
         {stem: stem.removeprefix("each.") for stem in stems},
         prefix=prefix,
         owner=f"a set of {num_heads} Medusa heads",
+        ignored=() if own_outputs else MAPS,
         dtype=target.dtype,
         device=target.device,
     )
+    if not own_outputs:
+        scored = read_scored(source, fields.size("draft_vocab_size"), own[0])
+        heads.attach(target, None if scored is None else scored.to(target.device))
     return NetworkWithHeads(target, heads.eval()), replace(host, num_heads=num_heads)
 
 
@@ -148,4 +201,5 @@ def save_medusa(folder: Path, heads: MedusaHeads, fields: Mapping[str, Any]) -> 
         name.removeprefix("each."): parameter.detach().contiguous()
         for name, parameter in heads.named_parameters()
     }
+    tensors |= scored_tensors(heads.scored, heads.vocabulary)
     save_drafter(folder, tensors, fields, file="medusa_lm_head")

@@ -67,7 +67,12 @@ def save_drafter(
     *,
     file: str = "model",
 ) -> None:
-    """Write a drafter's folder, in place of what was there; UserError if the disk is full."""
+    """Write a drafter's folder, in place of what was there; UserError if the disk is full. Weights
+    are rounded to bfloat16: they run in the target's type, and never change its text."""
+    rounded = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     with whole_folder(folder) as partial:
-        save_file(dict(tensors), partial / f"{file}.safetensors", metadata={"format": "pt"})
+        save_file(rounded, partial / f"{file}.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,6 @@ class Doubt(Revision):
 
     def reopen(self, standing: Seq[Candidate], step: Step) -> list[int]:
         """See Revision."""
-        weights = [math.exp(-math.exp(candidate.logprob)) for candidate in standing]
+        weights = [math.exp(-candidate.probability) for candidate in standing]
         scale = highest_rate(step) / max(sum(weights), 1e-300)
         return [i for i, c in enumerate(standing) if c.chance < weights[i] * scale]

@@ -8,7 +8,6 @@ of masked diffusion says nothing about places that are not masked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -38,5 +37,5 @@ class Edit(Revision):
         return [
             index
             for index, (old, new) in pairs
-            if new.token != old.token and math.exp(new.logprob) >= self.level
+            if new.token != old.token and new.probability >= self.level
         ]

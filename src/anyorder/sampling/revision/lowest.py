@@ -24,4 +24,4 @@ class Lowest(Revision):
         """See Revision."""
         if step.after <= 0:
             return []
-        return ranked([-candidate.logprob for candidate in standing])[: self.count]
+        return ranked([-candidate.probability for candidate in standing])[: self.count]

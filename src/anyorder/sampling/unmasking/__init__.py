@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 
 from anyorder.core.options import validate
 
-Schedule = Literal["linear", "cosine"]
+Schedule = Literal["linear", "cosine", "late"]
 """Share of places still open when a share `done` of the steps is done. linear: 1 - done. cosine:
-cos(pi/2 done), few places first (MaskGIT, arXiv 2202.04200)."""
+cos(pi/2 done), few places first (MaskGIT, arXiv 2202.04200). late: linear down to a thousandth, and
+numbers of places rounded down, not up; the last step takes the rest (Dream, arXiv 2508.15487)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -34,6 +35,13 @@ class Candidate:
     chance: float = 0.0
     """A random number in [0, 1) of this place and step."""
     alternatives: Seq[tuple[int, float]] = ()
+    confidence: float | None = None
+    """The log-probability that policies look at; None: `logprob`."""
+
+    @property
+    def probability(self) -> float:
+        """Of the token, as policies see it."""
+        return math.exp(self.logprob if self.confidence is None else self.confidence)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +91,9 @@ def open_share(schedule: Schedule, done: float) -> float:
     """Share of places still open when this share of the steps is done."""
     if done >= 1:
         return 0.0
-    return 1 - done if schedule == "linear" else math.cos(math.pi / 2 * done)
+    if schedule == "cosine":
+        return math.cos(math.pi / 2 * done)
+    return 1 - done if schedule == "linear" else 1 - done * (1 - 1e-3)
 
 
 def ranked(scores: Seq[float]) -> list[int]:

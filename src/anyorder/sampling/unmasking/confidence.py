@@ -5,7 +5,6 @@ LLaDA's low-confidence remasking (arXiv 2502.09992), Dream's maskgit_plus (arXiv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated
@@ -24,5 +23,5 @@ class Confidence(Commit):
 
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
-        scores = [math.exp(candidate.logprob) for candidate in candidates]
+        scores = [candidate.probability for candidate in candidates]
         return ranked(noisy(scores, candidates, self.noise))[: step.due]

@@ -6,7 +6,6 @@ greedy parallel decoding is then close to one token at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,7 +22,7 @@ class Factor(Commit):
 
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
-        scores = [math.exp(candidate.logprob) for candidate in candidates]
+        scores = [candidate.probability for candidate in candidates]
         order = ranked(scores)
         fits = [n for n, i in enumerate(order, 1) if (n + 1) * (1 - scores[i]) < self.factor]
         return order[: max([step.due, *fits])]

@@ -7,7 +7,6 @@ together, and gaps are halved again and again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,7 +24,7 @@ class Hierarchy(Commit):
 
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
-        scores = [math.exp(candidate.logprob) for candidate in candidates]
+        scores = [candidate.probability for candidate in candidates]
         gaps: list[list[int]] = []
         for index in sorted(range(len(scores)), key=lambda i: candidates[i].place):
             place = candidates[index].place

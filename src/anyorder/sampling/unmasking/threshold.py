@@ -5,7 +5,6 @@ Fast-dLLM (arXiv 2505.22618), LLaDA2.0 (arXiv 2512.15745); with steps, SDAR's dy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,6 +21,6 @@ class Threshold(Commit):
 
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
-        scores = [math.exp(candidate.logprob) for candidate in candidates]
+        scores = [candidate.probability for candidate in candidates]
         count = sum(score >= self.level for score in scores)
         return ranked(scores)[: max(count, step.due)]

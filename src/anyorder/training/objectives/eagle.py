@@ -7,19 +7,18 @@ the first step's rows up to i - s + 1 and then one row of each later step. Steps
 target count for less, as in the authors' code.
 
 What is predicted is the target's own distribution, over the tokens that the drafter scores, or the
-text's token; rows whose token the drafter does not score are left out. The best text is the
-target's own (`anyorder data synthesize`).
+text's token; rows before a token of the text that the drafter does not score are left out. The best
+text is the target's own (`anyorder data synthesize`).
 
-Earlier steps run again beside each later one, since attention has no cache with gradients: n steps
-cost as much as n (n + 1) / 2. Next to the target's pass that is little for the usual 3.
+Keys and values of earlier steps are kept, with their gradients, where at inference the cache is.
 
-Shape suffixes: B sequences, T tokens each, D = tokens of all steps so far, M rows with a target,
-F features of the target side by side, W width, V vocabulary.
+Shape suffixes: B sequences, T tokens each, K = tokens of all steps so far, M rows with a target,
+F features of the target side by side, W width, S scored tokens, G key/value heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -33,7 +32,7 @@ from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBat
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions, same_document
 from anyorder.sampling.divergences import divergence
-from anyorder.sampling.row_costs import row_costs
+from anyorder.sampling.row_costs import draft_columns, draft_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,7 @@ class Eagle(Objective):
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Sum over rows that the first step has a target for; of each row all steps' costs, by
-        their weights. The metric is how often the first step's guess is the target's likeliest
-        token, or the text's."""
+        their weights. The metric is how often the first step's guess is the text's token."""
         target = model.teacher
         assert target is not None, "a recipe without a teacher is refused"
         tokens_BT, documents_BT = batch.tokens_BT, batch.documents_BT
@@ -70,48 +68,71 @@ class Eagle(Objective):
             # The row before a token predicts it.
             theirs_BTW = _rows(target.hidden(packed), tokens_BT).roll(-1, dims=1)
         taps = [_tap(packed, layer) for layer in model.abilities.features]
-        conditions = [_rows(torch.cat(taps, dim=-1), tokens_BT)]
-        reads_BT, wanted_BT = tokens_BT.roll(-1, dims=1), tokens_BT.roll(-2, dims=1)
-        known_BT = _known(batch)
+        condition_BTX = _rows(torch.cat(taps, dim=-1), tokens_BT)
+        reads_BT = tokens_BT.roll(-1, dims=1)
+        wanted_BT = draft_columns(model, tokens_BT).roll(-2, dims=1)
+        known_BT = _known(batch) & (wanted_BT >= 0)
         total: torch.Tensor | float = 0.0
-        weight = right = 0.0
+        right, kept = 0.0, _Kept(len(tokens_BT))
         for step in range(self.steps):
-            so_far = _steps(reads_BT, documents_BT, positions_BT, conditions)
-            hidden_BTW = _rows(model.hidden(so_far), tokens_BT)
-            conditions.append(_rows(_tap(so_far, 1), tokens_BT).roll(1, dims=1))
+            packed = _step(step, reads_BT, documents_BT, positions_BT, condition_BTX)
+            hidden_BTW = _rows(model.hidden(packed, kept), tokens_BT)
+            condition_BTX = _rows(_tap(packed, 1), tokens_BT).roll(1, dims=1)
             # Before so many tokens, there is no row of the first step to go on from.
             rows_BT = known_BT & (positions_BT >= step)
             columns = [wanted_BT[rows_BT]]
             if self.targets == "distribution":
                 columns.append(theirs_BTW[rows_BT])
-            costs_M3 = row_costs(model, hidden_BTW[rows_BT], _cost(target), *columns)
-            total = total + self.decay**step * costs_M3[:, 0].sum()
+            costs_M2 = draft_costs(model, hidden_BTW[rows_BT], _cost(model, target), *columns)
+            total = total + self.decay**step * costs_M2[:, 0].sum()
             if step == 0:
-                weight, right = costs_M3[:, 1:].detach().sum(0).tolist()
+                right = float(costs_M2[:, 1].detach().sum())
         assert isinstance(total, torch.Tensor), "there is at least one step"
-        return Loss(total=total, weight=weight, metrics={"right": right})
+        return Loss(total=total, weight=float(known_BT.sum()), metrics={"right": right})
 
 
-def _cost(target: TrainableModel) -> Callable[..., torch.Tensor]:
-    """[M, 3]: what to train with, whether the drafter scores the token at all, and whether its
-    guess is right; the token is the likeliest of the target where its hidden states are given."""
+def _cost(model: TrainableModel, target: TrainableModel) -> Callable[..., torch.Tensor]:
+    """[M, 2]: what to train with, and whether the guess is the text's token."""
 
     def cost(
-        logits_MV: torch.Tensor, wanted_M: torch.Tensor, theirs_MW: torch.Tensor | None = None
+        logits_MS: torch.Tensor, wanted_M: torch.Tensor, theirs_MW: torch.Tensor | None = None
     ) -> torch.Tensor:
         if theirs_MW is None:
-            cost_M = F.cross_entropy(logits_MV, wanted_M, reduction="none")
+            cost_M = F.cross_entropy(logits_MS, wanted_M, reduction="none")
         else:
             with torch.no_grad():
-                teacher_MV = target.logits(theirs_MW)
-            wanted_M = teacher_MV.argmax(dim=-1)
-            cost_M = divergence(logits_MV, teacher_MV)
-        scored_M = logits_MV.gather(1, wanted_M[:, None])[:, 0] > -torch.inf
-        right_M = logits_MV.argmax(dim=-1) == wanted_M
-        cost_M = torch.where(scored_M, cost_M, 0.0)
-        return torch.stack((cost_M, scored_M.to(cost_M), right_M.to(cost_M)), dim=1)
+                teacher_MS = target.logits_of(theirs_MW, model.scored)
+            cost_M = divergence(logits_MS, teacher_MS)
+        right_M = logits_MS.argmax(dim=-1) == wanted_M
+        return torch.stack((cost_M, right_M.to(cost_M)), dim=1)
 
     return cost
+
+
+class _Kept:
+    """Keys and values of all steps, with gradients: what `core.batch.KeyValuePool` is to a network
+    of one layer."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self._num_sequences = num_sequences
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+
+    def write(
+        self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
+    ) -> None:
+        """A step's, behind those of the steps before."""
+        shape = (self._num_sequences, -1, *keys_NGD.shape[1:])
+        self._keys.append(keys_NGD.reshape(shape))
+        self._values.append(values_NGD.reshape(shape))
+
+    def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, K, G, D] of all steps."""
+        return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
+
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See KeyValuePool: for kernels without gradients."""
+        raise AssertionError("there are no pages in training")
 
 
 def _known(batch: TrainingBatch) -> torch.Tensor:
@@ -122,44 +143,35 @@ def _known(batch: TrainingBatch) -> torch.Tensor:
     return known_BT
 
 
-def _steps(
+def _step(
+    step: int,
     reads_BT: torch.Tensor,
     documents_BT: torch.Tensor,
     positions_BT: torch.Tensor,
-    conditions: Sequence[torch.Tensor],
+    condition_BTX: torch.Tensor,
 ) -> PackedBatch:
-    """All steps that there are conditions for, one behind the other in every sequence."""
-    num_steps, (num_sequences, length) = len(conditions), reads_BT.shape
-    together_BTT = same_document(documents_BT)
+    """One step's rows, which see what is kept of the steps before and themselves."""
+    num_sequences, length = reads_BT.shape
     all_TT = torch.ones(length, length, dtype=torch.bool, device=reads_BT.device)
-
-    def sees(step: int, other: int) -> torch.Tensor:
-        """A row reads the first step's rows up to `step` places before it, and of the second and
-        later steps up to its own those that its own chain of guesses went through."""
-        if other == 0:
-            return all_TT.tril(-step)
-        return all_TT.tril(other - step).triu(other - step) if other <= step else ~all_TT
-
-    tables = [[sees(step, other) for other in range(num_steps)] for step in range(num_steps)]
-    visible_DD = torch.cat([torch.cat(row, dim=1) for row in tables])
-    batch = dense_batch(
-        reads_BT.repeat(1, num_steps),
-        visible_DD & together_BTT.repeat(1, num_steps, num_steps),
-        positions_BT.repeat(1, num_steps),
+    # A row reads the first step's rows up to `step` places before it, and of the second and later
+    # steps up to its own those that its own chain of guesses went through.
+    chain = [all_TT.tril(other - step).triu(other - step) for other in range(1, step + 1)]
+    visible_TK = torch.cat((all_TT.tril(-step), *chain), dim=1)
+    together_BTK = same_document(documents_BT).repeat(1, 1, step + 1)
+    batch = dense_batch(reads_BT, visible_TK & together_BTK, positions_BT)
+    group = replace(
+        batch.groups[0],
+        pages_RP=torch.arange(num_sequences, device=reads_BT.device)[:, None],
+        key_positions_RK=positions_BT.repeat(1, step + 1),
     )
     batch.taps[1] = None
-    conditioning = tuple(
-        ((row * num_steps + step) * length, conditions[step][row])
-        for row in range(num_sequences)
-        for step in range(num_steps)
-    )
-    return replace(batch, conditioning=conditioning)
+    conditioning = tuple((row * length, rows) for row, rows in enumerate(condition_BTX))
+    slots_N = torch.arange(reads_BT.numel(), device=reads_BT.device)
+    return replace(batch, groups=(group,), slots_N=slots_N, conditioning=conditioning)
 
 
 def _rows(values_NW: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T, W]: what belongs to the last step's rows."""
-    num_sequences, length = tokens_BT.shape
-    return values_NW.view(num_sequences, -1, values_NW.shape[-1])[:, -length:]
+    return values_NW.view(*tokens_BT.shape, values_NW.shape[-1])
 
 
 def _tap(batch: PackedBatch, layer: int) -> torch.Tensor:

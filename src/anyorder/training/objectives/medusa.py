@@ -2,12 +2,14 @@
 
 Medusa-1 (Cai et al., arXiv 2401.10774): head h predicts the token h + 2 positions after its row's,
 by cross-entropy with the text, heads further ahead counting for less (0.8 to the power of h + 1).
-Or by the divergence from what the target itself predicts there, given the text up to it. The best
-text is the target's own (`anyorder data synthesize`), since its words are what is to be guessed.
+Or by the divergence from what the target itself predicts there, given the text up to it, over the
+tokens that heads score; where the text has another one, a head has nothing to learn. The best text
+is the target's own (`anyorder data synthesize`), since its words are what is to be guessed.
 
 Not here: Medusa-2, which trains the target along.
 
-Shape suffixes: B sequences, T tokens each, M rows with a target, C heads, W width, V vocabulary.
+Shape suffixes: B sequences, T tokens each, M rows with a target, C heads, W width, S tokens that
+heads score.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBat
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions
 from anyorder.sampling.divergences import divergence
-from anyorder.sampling.row_costs import row_costs
+from anyorder.sampling.row_costs import draft_columns, draft_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,10 @@ class Medusa(Objective):
         tokens_BT, documents_BT = batch.tokens_BT, batch.documents_BT
         ahead = range(2, 2 + model.abilities.num_heads)
         known_BTC = torch.stack([_known(batch, distance) for distance in ahead], dim=2)
+        columns_BT = draft_columns(model, tokens_BT)
         # What lies beyond the row comes round from its start; nobody asks for it.
-        wanted_BTC = torch.stack([tokens_BT.roll(-distance, dims=1) for distance in ahead], dim=2)
+        wanted_BTC = torch.stack([columns_BT.roll(-distance, dims=1) for distance in ahead], dim=2)
+        known_BTC &= wanted_BTC >= 0
         packed = dense_batch(
             tokens_BT, causal_within(documents_BT), document_positions(documents_BT)
         )
@@ -73,25 +77,25 @@ class Medusa(Objective):
         )
 
         def cost(
-            logits_MCV: torch.Tensor,
+            logits_MCS: torch.Tensor,
             wanted_MC: torch.Tensor,
             known_MC: torch.Tensor,
             before_MCW: torch.Tensor | None = None,
         ) -> torch.Tensor:
             if before_MCW is None:
                 flat = F.cross_entropy(
-                    logits_MCV.flatten(0, 1), wanted_MC.flatten(), reduction="none"
+                    logits_MCS.flatten(0, 1), wanted_MC.clamp(min=0).flatten(), reduction="none"
                 )
                 costs_MC = flat.view_as(wanted_MC)
             else:
                 with torch.no_grad():
-                    theirs_MCV = target.logits(before_MCW.flatten(0, 1)).view_as(logits_MCV)
-                costs_MC = divergence(logits_MCV, theirs_MCV)
-            right_M = logits_MCV[:, 0].argmax(dim=-1) == wanted_MC[:, 0]
+                    theirs = target.logits_of(before_MCW.flatten(0, 1), model.scored)
+                costs_MC = divergence(logits_MCS, theirs.view_as(logits_MCS))
+            right_M = logits_MCS[:, 0].argmax(dim=-1) == wanted_MC[:, 0]
             cost_M = (costs_MC * known_MC * weights_C).sum(dim=1)
             return torch.stack((cost_M, (right_M & known_MC[:, 0]).to(cost_M.dtype)), dim=1)
 
-        costs_M2 = row_costs(model, hidden_BTW[rows_BT], cost, *columns, further=True)
+        costs_M2 = draft_costs(model, hidden_BTW[rows_BT], cost, *columns)
         total, right = costs_M2.sum(0).unbind()
         return Loss(
             total=total,

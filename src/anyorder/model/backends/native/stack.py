@@ -113,6 +113,7 @@ class LayerStack:
             config.norm == "rms"
             and config.norm_placement == "before"
             and not config.parallel_residual
+            and config.modulation is None
             and config.gated
             and config.activation in _ACTIVATIONS
             and config.qk_norm in ("none", "head")
@@ -124,6 +125,11 @@ class LayerStack:
             and not config.head_width % _REGISTER
             and not config.mlp_width % _REGISTER
             and all(layer.experts is None for layer in config.layers)
+            and all(layer.attention_norm and not layer.window_ahead for layer in config.layers)
+            and all(layer.head_width is None is layer.num_kv_heads for layer in config.layers)
+            and not any(layer.keys_are_values for layer in config.layers)
+            and not config.value_norm
+            and not config.layer_scale
             and all(layer.rope is None or not layer.rope.width % 2 for layer in config.layers)
         )
 

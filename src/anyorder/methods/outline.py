@@ -1,0 +1,268 @@
+"""Outline: write a plan, then all parts of it at the same time.
+
+Skeleton-of-Thought (Ning et al., arXiv 2307.15337), for any network that writes from left to right:
+behind the prompt it first writes a numbered list of points; then every point is written out by a
+fork of that sequence, all in the same passes and sharing the pages of prompt and plan. Parts do not
+see each other. With `depth` the points of a plan get plans of their own, for long texts.
+
+The text is the parts in order, each under its heading; it is streamed as soon as what lies before
+it is final, and ends where `max_new_tokens` cuts it off. The plan itself is not part of it. Points
+are the plan's lines, whatever they are numbered by, up to an empty line with something else behind
+it; a plan of fewer than two is dropped, and what it was for is written from left to right. What the
+network continues with plans and parts is plain text, in which {number} and {point} are filled in;
+tags of a chat template may stand in it.
+
+`min_new_tokens` holds for every part. Tokens of headings and separators are given: their
+log-probability is 0. Cached besides the text are the plans and the parts that it has no room for.
+Not here: a second model that decides whether a question suits a plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from anyorder.core.errors import InvalidRequest
+from anyorder.core.forward import Decoding, ForwardRequest, ForwardResult, Outputs, forward_all
+from anyorder.core.method import Context, Method
+from anyorder.core.options import Range
+from anyorder.core.request import Request
+from anyorder.core.sequence import Sequence
+
+_BULLET = re.compile(r"(?:[-*•]|\(?\d{1,3}(?:\.\d{1,3})*[.):])\s*")
+_BEGINS_BULLET = re.compile(r"[-*•(]|\d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline(Method):
+    """Write a plan, then all parts of it at the same time."""
+
+    exact: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True
+
+    points: Annotated[int, Range(2, 64), "most points of a plan"] = 6
+    plan_length: Annotated[int, Range(1, 4096), "most tokens of a plan"] = 160
+    part_length: Annotated[int, Range(1, 4096), "most tokens of a part"] = 160
+    depth: Annotated[
+        int, Range(1, 4), "levels of plans; the points of each but the last get plans of their own"
+    ] = 1
+    plan_lead: Annotated[str, "text that the network continues with the plan"] = (
+        "Here is an outline of my answer, one short line per point:\n\n1."
+    )
+    inner_plan_lead: Annotated[str, "the same below the first level"] = (
+        "\n\nHere is an outline of part {number}, {point}, one short line per point:\n\n1."
+    )
+    part_lead: Annotated[str, "text behind the plan, before a heading; not shown"] = "\n\n"
+    heading: Annotated[str, "text that the network continues with a part; shown"] = "**{point}**\n"
+    between: Annotated[str, "text between parts; a part is over where it comes"] = "\n\n"
+
+    def check(self, request: Request) -> None:
+        """A guide would have to say where parts begin."""
+        if request.guide is not None:
+            raise InvalidRequest(
+                "outline writes parts beside each other and cannot follow a guide; use "
+                "autoregressive, or leave the guide out."
+            )
+
+    def decode(self, context: Context) -> Decoding:
+        with context.sequence() as sequence:
+            root = _Part(self, context, sequence, text=context.prompt, number="", point="")
+            document, parts = _Document(self, context, root), [root]
+            try:
+                while not context.finished:
+                    active = [part for part in parts if not part.done]
+                    results = yield from forward_all([part.request() for part in active])
+                    for part, result in zip(active, results, strict=True):
+                        part.hear(result)
+                        parts += part.parts if part.done else ()
+                    document.show()
+            finally:
+                for part in parts:
+                    part.sequence.close()
+
+
+class _Part:
+    """A stretch of text: a plan and then the parts it was divided into, or written out."""
+
+    def __init__(
+        self,
+        options: Outline,
+        context: Context,
+        sequence: Sequence,
+        *,
+        text: Seq[int],
+        number: str,
+        point: str,
+    ) -> None:
+        self._options, self._context = options, context
+        self.sequence = sequence
+        self._before = list(text)
+        """All that is seen of prompt and plans."""
+        self._number, self._point = number, point
+        self._ends = frozenset(context.request.stop_tokens)
+        self._ends |= frozenset() if context.request.ignore_end else context.abilities.end_tokens
+        self.level = number.count(".") + 1 if number else 0
+        self.is_plan = self.level < options.depth
+        self.heading = self._encode(options.heading) if number else []
+        self.parts: list[_Part] = []
+        self.done = False
+        if not number:
+            self._begin(self._encode(options.plan_lead), start=0)
+        elif self.is_plan:
+            self._begin(self._encode(options.inner_plan_lead))
+        else:
+            self._begin([*self._encode(options.part_lead), *self.heading])
+
+    @property
+    def is_whole(self) -> bool:
+        """Is it the whole text, without a plan?"""
+        return not self._number and not self.is_plan
+
+    def _encode(self, template: str) -> list[int]:
+        filled = template.replace("{number}", self._number).replace("{point}", self._point)
+        return [token for token in self._context.encode(filled) if token not in self._ends]
+
+    def _begin(self, lead: list[int], *, start: int | None = None) -> None:
+        """Write behind prompt, plans and this."""
+        request = self._context.request
+        self._text = [*self._before, *lead]
+        self._start = len(self._before) - 1 if start is None else start
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.top: list[list[tuple[int, float]]] = []
+        self.num_ready = 0
+        """How many of its tokens stand in the text whatever comes."""
+        room = self._context.abilities.context_length - len(self._text)
+        self._least = 0 if self.is_plan else request.min_new_tokens
+        if self.is_whole:
+            self._most = self._context.max_new_tokens
+            self._sampling = request
+        else:
+            length = self._options.plan_length if self.is_plan else self._options.part_length
+            self._most = min(max(length, self._least), room)
+            least = self._least and len(self._text) - len(self._context.prompt) + self._least
+            self._sampling = replace(request, min_new_tokens=least, max_new_tokens=None)
+        if self._most < 1:
+            self._end()
+
+    def request(self) -> ForwardRequest:
+        """What it wants to know."""
+        kind = "plan" if self.is_plan else "part"
+        return ForwardRequest(
+            sequence=self.sequence,
+            tokens=self._text[self._start :],
+            start=self._start,
+            outputs=Outputs(top=self._context.request.logprobs),
+            sampling=self._sampling,
+            stream=None if self.is_whole else f"{kind} {self._number}",
+        )
+
+    def hear(self, result: ForwardResult) -> None:
+        """Take the next token."""
+        (token,), (logprob,) = result.tokens, result.logprobs
+        self._start = len(self._text)
+        ended = token in self._ends
+        if not ended or self.is_whole:
+            self._text.append(token)
+            self.tokens.append(token)
+            self.logprobs.append(logprob)
+            self.top += result.top
+        if self.is_whole:
+            self.num_ready = len(self.tokens)
+            return
+        text = self._context.text(self.tokens)
+        if self.is_plan:
+            points, is_over = _points(text)
+            ended |= is_over or len(points) > self._options.points
+        else:
+            if text[len(self._context.text(self.tokens[: self.num_ready])) :].strip():
+                self.num_ready = len(self.tokens)
+            between = self._options.between
+            is_over = bool(between) and between in text.lstrip()
+            ended |= is_over and len(self.tokens) >= self._least
+        if ended or len(self.tokens) >= self._most:
+            self._end()
+
+    def _end(self) -> None:
+        """Nothing more is written here: it is over, or, for a plan, its parts begin."""
+        self.done = True
+        if not self.is_plan:
+            return
+        points = _points(self._context.text(self.tokens))[0][: self._options.points]
+        if len(points) < 2:
+            self.is_plan = self.done = False
+            lead = [*self._encode(self._options.part_lead), *self.heading] if self._number else []
+            if not self._number:
+                self._context.note("the network wrote no plan, so the text has no parts.")
+            self._begin(lead)
+            return
+        prefix = f"{self._number}." if self._number else ""
+        self.parts = [
+            _Part(
+                self._options,
+                self._context,
+                self.sequence.fork(),
+                text=self._text,
+                number=f"{prefix}{order}",
+                point=point,
+            )
+            for order, point in enumerate(points, 1)
+        ]
+
+
+class _Document:
+    """What of all parts is final, in order."""
+
+    def __init__(self, options: Outline, context: Context, root: _Part) -> None:
+        self._context, self._root = context, root
+        self._separator = options.between
+        self._between = context.encode(options.between)
+        self._num_shown: dict[_Part, int] = {}
+        """Tokens by part, of those whose heading is shown."""
+        self._length = 0
+        self._last = ""
+        """The text of the last part that was shown."""
+
+    def show(self) -> None:
+        """Emit what became final; at the end of the last part, end the text."""
+        if self._show(self._root) and not self._root.is_whole:
+            self._context.end_at(min(self._length, self._context.max_new_tokens))
+
+    def _show(self, part: _Part) -> bool:
+        """Show what of a part is final. Is that all of it?"""
+        if part not in self._num_shown:
+            is_apart = not self._length or self._last.endswith(self._separator)
+            given = [*(() if is_apart else self._between), *part.heading]
+            self._emit(given, [0.0] * len(given), [[]] * len(given))
+            self._num_shown[part] = 0
+        if part.is_plan:
+            return part.done and all(map(self._show, part.parts))
+        new = slice(self._num_shown[part], part.num_ready)
+        self._emit(part.tokens[new], part.logprobs[new], part.top[new])
+        self._num_shown[part] = part.num_ready
+        self._last = self._context.text(part.tokens[: part.num_ready])
+        return part.done
+
+    def _emit(
+        self, tokens: list[int], logprobs: list[float], top: list[list[tuple[int, float]]]
+    ) -> None:
+        self._context.emit(tokens, logprobs, alternatives=top)
+        self._length += len(tokens)
+
+
+def _points(plan: str) -> tuple[list[str], bool]:
+    """The lines of a list, without what they are numbered by and without emphasis; and whether the
+    list is over: something else stands behind an empty line."""
+    points: list[str] = []
+    is_apart = False
+    for line in plan.strip().splitlines():
+        bare = line.replace("**", "").strip()
+        point = _BULLET.sub("", bare).rstrip(" .:")
+        if point and is_apart and not _BEGINS_BULLET.match(bare):
+            return points, True
+        if point:
+            points.append(point)
+        is_apart = bool(points) and not point and not bare
+    return points, False

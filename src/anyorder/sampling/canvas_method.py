@@ -1,0 +1,73 @@
+"""What masked and block diffusion have in common: how places of a canvas are filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from anyorder.core.method import Method, Needs
+from anyorder.core.options import Part, Range
+from anyorder.sampling.denoising import Plan, check_plan
+from anyorder.sampling.revision import Revision
+from anyorder.sampling.revision.keep import Keep
+from anyorder.sampling.unmasking import Commit, Schedule
+from anyorder.sampling.unmasking.confidence import Confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanvasMethod(Method):
+    """Base of methods that fill a canvas, or its blocks, in denoising steps."""
+
+    needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
+    exact: ClassVar[bool] = False
+    fills_canvas: ClassVar[bool] = True
+
+    steps: Annotated[
+        int | None,
+        Range(1),
+        "denoising steps of a canvas, block or window; none: a place a step at least",
+    ] = None
+    schedule: Annotated[Schedule, "how many places are open after which share of the steps"] = (
+        "linear"
+    )
+    window: Annotated[
+        int | None, Range(1), "fill windows of so many places from left to right; none: all at once"
+    ] = None
+    commit: Annotated[Commit, Part("sampling/unmasking"), "which places a step makes final"] = (
+        field(default_factory=Confidence)
+    )
+    revise: Annotated[Revision, Part("sampling/revision"), "which tokens a step takes back"] = (
+        field(default_factory=Keep)
+    )
+
+    judge: Annotated[
+        Literal["model", "processed"],
+        "policies look at the model's own distribution, or at it after guidance, temperature, ...",
+    ] = "model"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_plan(self.plan)
+
+    @property
+    def plan(self) -> Plan:
+        """How a window is filled."""
+        return Plan(
+            commit=self.commit,
+            revise=self.revise,
+            schedule=self.schedule,
+            steps=self.steps,
+            processed=self.judge == "processed",
+        )
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """One place a step, chosen blindly: the chain rule in that order."""
+        return self.plan.is_exact
+
+    def windows(self, places: range) -> Iterator[range]:
+        """`places` from left to right in windows."""
+        size = self.window or len(places)
+        for first in range(places.start, places.stop, size):
+            yield range(first, min(first + size, places.stop))

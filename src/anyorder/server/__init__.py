@@ -1,0 +1,1 @@
+"""An HTTP server for every decoding method, in the shapes that clients of other servers expect."""

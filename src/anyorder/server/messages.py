@@ -1,0 +1,302 @@
+"""POST /v1/messages and /v1/messages/count_tokens: answers to messages in Anthropic's form.
+
+A body becomes that of a chat completion, so both endpoints understand the same things.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from anyorder.core.request import Choice, Request
+from anyorder.server.chat import ChatBody, as_chat, build_request, check, prompt_of
+from anyorder.server.merging import merged
+from anyorder.server.schemas import Body
+from anyorder.server.service import Service, Tickets
+from anyorder.server.shapes import new_id, usage_of
+from anyorder.server.sse import EventStream, event
+from anyorder.server.tool_calls import Call
+from anyorder.server.worker import Ticket
+
+router = APIRouter()
+
+
+class Block(Body):
+    """A part of a content: text, a call of a tool, or what a tool answered."""
+
+    type: Literal["text", "tool_use", "tool_result"]
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+
+
+class Message(Body):
+    """One message."""
+
+    role: Literal["user", "assistant"]
+    content: str | list[Block]
+
+
+class ToolDefinition(Body):
+    """A tool."""
+
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
+
+
+class ToolPick(Body):
+    """Whether a tool must be called, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Metadata(Body):
+    """Who asks; it changes nothing."""
+
+    user_id: str | None = None
+
+
+class PromptBody(Body):
+    """What an answer is to."""
+
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1)
+    system: str | list[Block] | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolPick | None = None
+
+
+class MessagesBody(PromptBody):
+    """A chat to be answered."""
+
+    max_tokens: int = Field(ge=1)
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stream: bool | None = None
+    metadata: Metadata | None = None
+    method: str | None = Field(None, description="decoding method; /v1/methods lists them")
+    method_options: dict[str, Any] | None = None
+    seed: int | None = None
+
+
+@router.post("/v1/messages", response_model=None)
+async def create(body: MessagesBody, http: HttpRequest) -> Response | dict[str, Any]:
+    """Answer a chat."""
+    service: Service = http.app.state.service
+    service.check_model(body.model)
+    chat = chat_body(body)
+    check(service, chat)
+
+    def build() -> list[Request]:
+        return [build_request(service, http, chat)]
+
+    writer = _Writer(service, body, chat)
+    if body.stream:
+        tickets = await service.open(http, build, num_choices=1)
+        return EventStream(service, tickets, writer.stream(tickets), failure=_failure)
+
+    async def work() -> dict[str, Any]:
+        with await service.submit(build, num_choices=1) as tickets:
+            await tickets[0].completion()
+            return writer.answer(tickets[0])
+
+    return await service.attended(http, work())
+
+
+@router.post("/v1/messages/count_tokens")
+def count_tokens(body: PromptBody, http: HttpRequest) -> dict[str, int]:
+    """How many tokens a prompt has."""
+    service: Service = http.app.state.service
+    service.check_model(body.model)
+    return {"input_tokens": len(prompt_of(service, chat_body(body)))}
+
+
+def _failure(body: dict[str, Any]) -> str:
+    return event(body, "error")
+
+
+# ---------------------------------------------------------------------------------- to a chat body
+def chat_body(body: PromptBody) -> ChatBody:
+    """The same as the body of a chat completion."""
+    data: dict[str, Any] = {"messages": _messages(body)}
+    if isinstance(body, MessagesBody):
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "method", "seed"):
+            data[name] = getattr(body, name)
+        data["method_options"] = body.method_options
+        data["stop"] = body.stop_sequences
+    if body.tools:
+        data["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": tool.input_schema,
+                },
+            }
+            for tool in body.tools
+        ]
+    if body.tool_choice is not None:
+        pick = body.tool_choice
+        named = {"type": "function", "function": {"name": pick.name or ""}}
+        data["tool_choice"] = {"any": "required", "tool": named}.get(pick.type, pick.type)
+        if pick.disable_parallel_tool_use:
+            data["parallel_tool_calls"] = False
+    return as_chat(data)
+
+
+def _messages(body: PromptBody) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if body.system is not None:
+        messages.append({"role": "system", "content": _text(body.system)})
+    for message in body.messages:
+        blocks = message.content
+        if isinstance(blocks, str):
+            messages.append({"role": message.role, "content": blocks})
+            continue
+        calls, texts = [], []
+        for block in blocks:
+            if block.type == "tool_use":
+                arguments = json.dumps(block.input or {})
+                function = {"name": block.name or "", "arguments": arguments}
+                calls.append({"id": block.id, "type": "function", "function": function})
+            elif block.type == "tool_result":
+                content = _text(block.content or "")
+                messages.append(
+                    {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+                )
+            else:
+                texts.append(block.text or "")
+        if texts or calls:
+            own: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
+            messages.append({**own, "tool_calls": calls} if calls else own)
+    return messages
+
+
+def _text(content: str | list[Block]) -> str:
+    return content if isinstance(content, str) else "".join(block.text or "" for block in content)
+
+
+# --------------------------------------------------------------------------------------- the answer
+class _Writer:
+    """One call's answer in Anthropic's form."""
+
+    def __init__(self, service: Service, body: MessagesBody, chat: ChatBody) -> None:
+        self._service = service
+        self._body = body
+        self._chat = chat
+        self._head = {
+            "id": new_id("msg"),
+            "type": "message",
+            "role": "assistant",
+            "model": service.name,
+            "method": body.method or service.method,
+        }
+
+    def answer(self, ticket: Ticket) -> dict[str, Any]:
+        """All of it at once."""
+        choice = ticket.handle.result().choices[0]
+        content, calls = choice.text, list[Call]()
+        reader = self._chat.reader()
+        if reader is not None:
+            shown = reader.push(choice.text)
+            rest, calls = reader.finish()
+            content = shown + rest
+        blocks: list[dict[str, Any]] = [{"type": "text", "text": content}] if content else []
+        blocks += [{**_call_block(call), "input": dict(call.arguments)} for call in calls]
+        return {
+            **self._head,
+            "content": blocks,
+            **self._end(ticket, choice, calls),
+            "usage": _usage(ticket),
+        }
+
+    def _end(self, ticket: Ticket, choice: Choice, calls: list[Call]) -> dict[str, Any]:
+        reason, matched = "end_turn", None
+        if calls:
+            reason = "tool_use"
+        elif choice.finish_reason == "length":
+            reason = "max_tokens"
+        elif self._body.stop_sequences and not (
+            set(choice.tokens[-1:]) & ticket.handle.prepared.end_tokens
+        ):
+            reason = "stop_sequence"
+            text = self._service.texts.decode(choice.tokens)
+            found = [stop for stop in self._body.stop_sequences if stop in text]
+            matched = min(found, key=text.index, default=None)
+        return {"stop_reason": reason, "stop_sequence": matched}
+
+    async def stream(self, tickets: Tickets) -> AsyncIterator[str]:
+        """All of it as it comes."""
+        with tickets as (ticket,):
+            empty = {"input_tokens": len(ticket.handle.prepared.given), "output_tokens": 0}
+            start: dict[str, Any] = {**self._head, "content": [], "stop_reason": None}
+            start |= {"stop_sequence": None, "usage": empty}
+            yield _named({"type": "message_start", "message": start})
+            reader, number, has_text, calls = self._chat.reader(), 0, False, list[Call]()
+            async for _, delta in merged([ticket]):
+                text = delta.text if reader is None else reader.push(delta.text)
+                if reader is not None and delta.finish_reason is not None:
+                    rest, calls = reader.finish()
+                    text += rest
+                if text and not has_text:
+                    has_text = True
+                    yield _opened(number, {"type": "text", "text": ""})
+                if text:
+                    yield _changed(number, {"type": "text_delta", "text": text})
+            if has_text:
+                yield _named({"type": "content_block_stop", "index": number})
+                number += 1
+            for index, call in enumerate(calls, number):
+                yield _opened(index, {**_call_block(call), "input": {}})
+                arguments = json.dumps(call.arguments, ensure_ascii=False)
+                yield _changed(index, {"type": "input_json_delta", "partial_json": arguments})
+                yield _named({"type": "content_block_stop", "index": index})
+            end = self._end(ticket, ticket.handle.result().choices[0], calls)
+            yield _named({"type": "message_delta", "delta": end, "usage": _usage(ticket)})
+            yield _named({"type": "message_stop"})
+
+
+def _named(data: dict[str, Any]) -> str:
+    return event(data, data["type"])
+
+
+def _opened(index: int, block: dict[str, Any]) -> str:
+    return _named({"type": "content_block_start", "index": index, "content_block": block})
+
+
+def _changed(index: int, delta: dict[str, Any]) -> str:
+    return _named({"type": "content_block_delta", "index": index, "delta": delta})
+
+
+def _call_block(call: Call) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name}
+
+
+def _usage(ticket: Ticket) -> dict[str, Any]:
+    usage = usage_of([ticket])
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "input_tokens": usage["prompt_tokens"] - cached,
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage["completion_tokens"],
+        "forward_passes": usage["forward_passes"],
+        "tokens_per_pass": usage["tokens_per_pass"],
+    }

@@ -1,0 +1,119 @@
+// A form from a JSON Schema: the options of a method, and the sampling controls beside them.
+import { make } from "./elements.js";
+
+const SAMPLING = {
+  type: "object",
+  properties: {
+    max_tokens: { type: "integer", minimum: 1, default: 128, description: "most new tokens" },
+    temperature: { type: "number", minimum: 0, maximum: 2, default: 0, description: "0: the likeliest token" },
+    top_p: { type: "number", minimum: 0, maximum: 1, default: 1, description: "share of probability kept" },
+    seed: { type: "integer", default: 0, description: "same seed, same text" },
+  },
+};
+
+const kindOf = (schema) => [schema.type].flat().filter((type) => type && type !== "null")[0];
+const shown = (value) => (value === null || value === undefined ? "" : String(value));
+
+/** One field: its element, and value() that is undefined where the default stands. */
+function field(name, schema) {
+  const title = schema.description ?? "";
+  const parts = schema.anyOf?.filter((one) => one.type === "object");
+  if (parts?.length) return part(name, schema, parts, title);
+  const kind = kindOf(schema);
+  const initial = shown(schema.default);
+  let input;
+  const choices = schema.enum ?? (kind === "boolean" ? [true, false] : null);
+  if (choices) {
+    input = make("select", { name });
+    if (!choices.some((choice) => shown(choice) === initial)) input.append(make("option", { value: "" }, "(default)"));
+    for (const choice of choices) input.append(make("option", { value: shown(choice) }, shown(choice)));
+    input.value = initial;
+  } else {
+    const numeric = kind === "integer" || kind === "number";
+    input = make("input", { name, type: numeric ? "number" : "text", value: initial });
+    if (numeric) input.step = kind === "integer" ? 1 : "any";
+    if (schema.minimum !== undefined) input.min = schema.minimum;
+    if (schema.maximum !== undefined) input.max = schema.maximum;
+  }
+  const element = make("label", { title }, make("span", {}, name), input, make("span", { className: "quiet" }, title));
+  const value = () => {
+    if (input.value === initial || input.value === "") return undefined;
+    if (kind === "integer" || kind === "number") return Number(input.value);
+    if (kind === "boolean") return input.value === "true";
+    return input.value;
+  };
+  return { element, value };
+}
+
+/** An option that is one of several objects with options of their own (a drafter, a policy). */
+function part(name, schema, parts, title) {
+  const initial = shown(schema.default?.name ?? schema.default);
+  const select = make("select", { name });
+  if (!initial) select.append(make("option", { value: "" }, "(none)"));
+  for (const one of parts) select.append(make("option", {}, one.properties.name.const));
+  select.value = initial;
+  const inner = make("div", { className: "fields" });
+  let fields = {};
+  const fill = () => {
+    const chosen = parts.find((one) => one.properties.name.const === select.value);
+    const { name: _, ...properties } = chosen?.properties ?? {};
+    fields = draw(inner, properties);
+  };
+  select.addEventListener("change", fill);
+  fill();
+  const element = make("fieldset", {}, make("legend", {}, name),
+    make("label", { title }, make("span", {}, title), select), inner);
+  const value = () => {
+    const own = collect(fields);
+    if (select.value === initial && !Object.keys(own).length) return undefined;
+    return { name: select.value, ...own };
+  };
+  return { element, value };
+}
+
+function draw(parent, properties) {
+  const fields = {};
+  parent.replaceChildren();
+  for (const [name, schema] of Object.entries(properties)) {
+    fields[name] = field(name, schema);
+    parent.append(fields[name].element);
+  }
+  return fields;
+}
+
+function collect(fields) {
+  const values = Object.entries(fields).map(([name, one]) => [name, one.value()]);
+  return Object.fromEntries(values.filter(([, value]) => value !== undefined));
+}
+
+/** Choice of a method with its options and sampling: { element, request() }. */
+export function settings(methods, preferred) {
+  const select = make("select", { name: "method" });
+  for (const method of methods) select.append(make("option", {}, method.name));
+  const names = methods.map((method) => method.name);
+  select.value = names.includes(preferred) ? preferred : names[0];
+  const about = make("p", { className: "quiet" });
+  const options = make("div", { className: "fields" });
+  const sampling = make("div", { className: "fields" });
+  const controls = draw(sampling, SAMPLING.properties);
+  let fields = {};
+  const fill = () => {
+    const method = methods.find((one) => one.name === select.value);
+    about.textContent = [method.summary, method.needs && `Needs ${method.needs}.`, method.exact === false && "Approximate."]
+      .filter(Boolean).join(" ");
+    fields = draw(options, method.options.properties ?? {});
+  };
+  select.addEventListener("change", fill);
+  fill();
+  const element = make("div", {},
+    make("label", {}, "Method ", select), about, sampling,
+    make("details", {}, make("summary", {}, "Options of the method"), options));
+  const request = () => {
+    const chosen = collect(controls);
+    const body = { method: select.value, max_tokens: 128, temperature: 0, ...chosen };
+    const own = collect(fields);
+    if (Object.keys(own).length) body.method_options = own;
+    return body;
+  };
+  return { element, request, name: () => select.value };
+}

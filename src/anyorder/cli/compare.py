@@ -152,7 +152,11 @@ def _print(entries: list[Entry], completions: list[Completion]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("method", "tokens", "passes", "per pass", "seconds", "tokens/s", "", ""):
         is_text = heading in ("method", "")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+        # Names may be cut short; numbers may not.
+        least = len(heading) if is_text else max(len(heading), 6)
+        table.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=True, min_width=least
+        )
     for entry, completion in zip(entries, completions, strict=True):
         report, seconds = completion.report, _seconds(completion)
         table.add_row(

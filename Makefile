@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # on a shared machine is best off with a few.
 TINY_THREADS ?= 1
 MODEL_THREADS ?= 2
+PROCESSES ?= 2
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -38,7 +39,7 @@ demo: model ## set up, fetch the default model, generate
 	$(BIN)/anyorder generate "$(PROMPT)" --chat --model $(MODEL) --max-new-tokens 64
 
 test: $(READY) ## set up, run the default tests with the coverage gate
-	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) --numprocesses $(PROCESSES) --dist worksteal --cov --cov-report=term:skip-covered
 
 weights: model ## the tests that need the default model
 	OMP_NUM_THREADS=$(MODEL_THREADS) $(PYTEST) -m "weights and not slow and not gpu"

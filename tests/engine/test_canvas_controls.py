@@ -257,7 +257,9 @@ SHAPES: list[tuple[dict[str, Any], list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("control", "warpers"), SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("control", "warpers"), SHAPES, ids=["-".join(control) for control, _ in SHAPES]
+)
 def test_draws_follow_the_shaped_distribution(
     engine: Engine, control: dict[str, Any], warpers: list[Any]
 ) -> None:

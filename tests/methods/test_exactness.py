@@ -155,7 +155,7 @@ def siblings_against_unreduced(patch: pytest.MonkeyPatch) -> None:
 def first_sibling_matches(patch: pytest.MonkeyPatch) -> None:
     """Token matching that takes a proposal whatever was drawn."""
 
-    def match(check: Any, tokens: Any, children: Any, judge: Any) -> Any:
+    def match(check: Any, tokens: Any, children: Any, judge: Any, top: int) -> Any:
         accepted: list[int] = []
         place = check.first - 1
         while children.get(place):

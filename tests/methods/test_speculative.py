@@ -261,7 +261,7 @@ def test_an_impossible_token_fails_its_request_alone(token: int) -> None:
 def test_a_tree_larger_than_the_pool_is_refused_before_anything_runs() -> None:
     engine = tiny_engine(cache_tokens=64)
     options = {"drafter": Scripted(make=wrong, nodes=60)}
-    with pytest.raises(PoolTooSmall, match=r"60 of speculative's drafts.*cache of 64"):
+    with pytest.raises(PoolTooSmall, match=r"60 more that speculative works on.*cache of 64"):
         engine.generate(
             Request(prompt=[1, 2], max_new_tokens=8, method="speculative", options=options)
         )

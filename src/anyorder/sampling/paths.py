@@ -14,8 +14,10 @@ Shape suffixes: L vertices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def step_by_step(scores_LL: torch.Tensor) -> list[int]:
@@ -41,6 +43,8 @@ def draw_path(
 
 def best_of_every_length(scores_LL: torch.Tensor) -> list[tuple[float, list[int]]]:
     """For 1, 2, ... steps the best path's summed score and its vertices behind the first."""
+    import torch
+
     length = len(scores_LL)
     last, reach_L = length - 1, torch.full((length,), -torch.inf)
     reach_L[0] = 0.0

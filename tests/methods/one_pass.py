@@ -16,6 +16,7 @@ from tests.tiny import (
     tiny_engine,
 )
 
+from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.method import TextRules
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
@@ -53,6 +54,23 @@ def one_pass_model(*, linked: bool, ends: bool = False) -> LoadedModel:
 def source(seed: int, length: int = 9) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(2, VOCABULARY - 1) for _ in range(length)]
+
+
+def dense_hidden(network: Any, tokens: list[int]) -> torch.Tensor:
+    """The final states of all vertices for a source, [vertices, width], without an engine."""
+    count = PER_TOKEN * (len(tokens) + 2)
+
+    def everything(size: int) -> torch.Tensor:
+        return torch.ones(1, size, size, dtype=torch.bool)
+
+    states = network.encode(dense_batch(torch.tensor([tokens]), everything(len(tokens))))
+    batch = dense_batch(
+        torch.tensor([[START, *[MASK] * (count - 1)]]),
+        everything(count),
+        memory=CrossMemory(states_RSW=states[None]),
+    )
+    found: torch.Tensor = network.hidden(batch)
+    return found
 
 
 def generate(

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.methods.one_pass import MASK, PER_TOKEN, START, generate, one_pass_model, source
+from tests.methods.one_pass import (
+    MASK,
+    dense_hidden,
+    generate,
+    one_pass_model,
+    source,
+)
 from tests.tiny import tiny_engine
 
-from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.request import Request
 
@@ -24,18 +29,7 @@ translate = functools.partial(generate, "ctc")
 def places(tokens: list[int]) -> torch.Tensor:
     """Log-probabilities [places, vocabulary], without an engine."""
     network: Any = one_pass_model(linked=False).network
-    count = PER_TOKEN * (len(tokens) + 2)
-
-    def everything(size: int) -> torch.Tensor:
-        return torch.ones(1, size, size, dtype=torch.bool)
-
-    states = network.encode(dense_batch(torch.tensor([tokens]), everything(len(tokens))))
-    batch = dense_batch(
-        torch.tensor([[START, *[MASK] * (count - 1)]]),
-        everything(count),
-        memory=CrossMemory(states_RSW=states[None]),
-    )
-    found: torch.Tensor = network.logits(network.hidden(batch))[1:].log_softmax(-1)
+    found: torch.Tensor = network.logits(dense_hidden(network, tokens))[1:].log_softmax(-1)
     return found
 
 

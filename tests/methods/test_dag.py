@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.one_pass import MASK, PER_TOKEN, START, generate, one_pass_model, source
+from tests.methods.one_pass import (
+    MASK,
+    dense_hidden,
+    generate,
+    one_pass_model,
+    source,
+)
 from tests.tiny import tiny_engine
 
-from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.request import Completion, Request
 
@@ -23,21 +28,10 @@ translate = functools.partial(generate, "dag")
 def graph(tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Links [vertices, vertices] and log-probabilities [vertices, vocabulary]."""
     network: Any = one_pass_model(linked=True).network
-    count = PER_TOKEN * (len(tokens) + 2)
-
-    def everything(size: int) -> torch.Tensor:
-        return torch.ones(1, size, size, dtype=torch.bool)
-
-    states = network.encode(dense_batch(torch.tensor([tokens]), everything(len(tokens))))
-    batch = dense_batch(
-        torch.tensor([[START, *[MASK] * (count - 1)]]),
-        everything(count),
-        memory=CrossMemory(states_RSW=states[None]),
-    )
-    hidden = network.hidden(batch)
+    hidden = dense_hidden(network, tokens)
     logits = network.logits(hidden)
     logits[:, MASK] = -torch.inf
-    return network.links(hidden[None], torch.tensor([count]))[0], logits.log_softmax(-1)
+    return network.links(hidden[None], torch.tensor([len(hidden)]))[0], logits.log_softmax(-1)
 
 
 def all_paths(scores: torch.Tensor) -> dict[tuple[int, ...], float]:

@@ -72,3 +72,19 @@ def test_repetition_is_guessed_at_once() -> None:
         *[*[True] * 8, False] * 2,
         *[*[True] * 4, False],
     ]
+
+
+def test_the_history_tells_guesses_and_what_was_taken_back() -> None:
+    engine = tiny_engine(model=tiny_model(ends=False))
+    request = Request(
+        prompt=[1, 2, 3], method="jacobi", options={"size": 4}, max_new_tokens=12, history=True
+    )
+    completion = engine.generate(request)
+    entries = completion.choices[0].history
+    # Before the first pass a full block, of which the passes that follow revise what is open.
+    assert [(entry.step, entry.place) for entry in entries[:4]] == [(0, n) for n in range(4)]
+    taken_back = [(entry.step, entry.place) for entry in entries if entry.token is None]
+    steps = [entry.step for entry in completion.trace]
+    assert taken_back
+    assert all(steps[place] > step for step, place in taken_back), "what was taken back came later"
+    assert all(place < 12 for _, place in taken_back)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +28,7 @@ from anyorder.server.shapes import chat_logprobs, new_id, usage, usage_of
 from anyorder.server.sse import DONE, EventStream, event
 from anyorder.server.texts import template_message
 from anyorder.server.tool_calls import Call, CallReader, call_guide
-from anyorder.server.worker import Delta
+from anyorder.server.worker import Delta, Ticket
 
 router = APIRouter()
 
@@ -127,6 +127,43 @@ def prompt_of(service: Service, body: ChatBody) -> list[int]:
     messages = [template_message(message.model_dump()) for message in body.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in body.offered]
     return service.texts.encode_chat(messages, tools=tools or None)
+
+
+class Writer(Protocol):
+    """Puts the answer to a chat into another interface's form."""
+
+    def answer(self, ticket: Ticket) -> dict[str, Any]:
+        """All of it at once."""
+
+    def stream(self, tickets: Tickets) -> AsyncIterator[str]:
+        """As events."""
+
+
+async def respond(
+    http: HttpRequest,
+    chat: ChatBody,
+    writer: Writer,
+    *,
+    streams: bool,
+    failure: Callable[[dict[str, Any]], str],
+) -> Response | dict[str, Any]:
+    """Answer a chat that came in another interface's form; `failure` makes an error an event."""
+    service: Service = http.app.state.service
+    check(service, chat)
+
+    def build() -> list[Request]:
+        return [build_request(service, http, chat)]
+
+    if streams:
+        tickets = await service.open(http, build, num_choices=1)
+        return EventStream(service, tickets, writer.stream(tickets), failure=failure)
+
+    async def work() -> dict[str, Any]:
+        with await service.submit(build, num_choices=1) as tickets:
+            await tickets[0].completion()
+            return writer.answer(tickets[0])
+
+    return await service.attended(http, work())
 
 
 def build_request(service: Service, http: HttpRequest, body: ChatBody) -> Request:

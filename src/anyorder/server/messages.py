@@ -14,13 +14,13 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from anyorder.core.request import Choice, Request
-from anyorder.server.chat import ChatBody, as_chat, build_request, check, prompt_of
+from anyorder.core.request import Choice
+from anyorder.server.chat import ChatBody, as_chat, prompt_of, respond
 from anyorder.server.merging import merged
 from anyorder.server.schemas import Body
 from anyorder.server.service import Service, Tickets
 from anyorder.server.shapes import new_id, usage_of
-from anyorder.server.sse import EventStream, event
+from anyorder.server.sse import event
 from anyorder.server.tool_calls import Call
 from anyorder.server.worker import Ticket
 
@@ -101,22 +101,8 @@ async def create(body: MessagesBody, http: HttpRequest) -> Response | dict[str, 
     service: Service = http.app.state.service
     service.check_model(body.model)
     chat = chat_body(body)
-    check(service, chat)
-
-    def build() -> list[Request]:
-        return [build_request(service, http, chat)]
-
     writer = _Writer(service, body, chat)
-    if body.stream:
-        tickets = await service.open(http, build, num_choices=1)
-        return EventStream(service, tickets, writer.stream(tickets), failure=_failure)
-
-    async def work() -> dict[str, Any]:
-        with await service.submit(build, num_choices=1) as tickets:
-            await tickets[0].completion()
-            return writer.answer(tickets[0])
-
-    return await service.attended(http, work())
+    return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
 
 
 @router.post("/v1/messages/count_tokens")

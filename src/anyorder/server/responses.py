@@ -16,14 +16,15 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from anyorder.core.request import Completion, Request
-from anyorder.server.chat import ChatBody, as_chat, build_request, check
+from anyorder.core.request import Completion
+from anyorder.server.chat import ChatBody, as_chat, respond
 from anyorder.server.merging import merged
 from anyorder.server.schemas import Body
 from anyorder.server.service import Service, Tickets
 from anyorder.server.shapes import new_id, usage
-from anyorder.server.sse import EventStream, event
+from anyorder.server.sse import event
 from anyorder.server.tool_calls import Call
+from anyorder.server.worker import Ticket
 
 router = APIRouter()
 
@@ -111,17 +112,8 @@ async def create(body: ResponsesBody, http: HttpRequest) -> Response | dict[str,
     service: Service = http.app.state.service
     service.check_model(body.model)
     chat = chat_body(body)
-    check(service, chat)
-
-    def build() -> list[Request]:
-        return [build_request(service, http, chat)]
-
     writer = _Writer(service, body, chat)
-    if body.stream:
-        tickets = await service.open(http, build, num_choices=1)
-        return EventStream(service, tickets, writer.stream(tickets), failure=_failure)
-    (completion,) = await service.run(http, build, num_choices=1)
-    return writer.answer(completion)
+    return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
 
 
 def _failure(body: dict[str, Any]) -> str:
@@ -202,8 +194,9 @@ class _Writer:
             "truncation": "disabled",
         }
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
+    def answer(self, ticket: Ticket) -> dict[str, Any]:
         """All of it at once."""
+        completion = ticket.handle.result()
         text, calls = completion.text, list[Call]()
         reader = self._chat.reader()
         if reader is not None:

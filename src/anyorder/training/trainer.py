@@ -95,7 +95,12 @@ class Trainer:
         self._data = data
         self._passes = Passes(make_trainee(recipe, data, device), recipe, device, team)
         parameters = dict(self._passes.parameters())
-        self._optimizer = Optimizer(parameters, self._passes.trainee.network, recipe.optimizer)
+        self._optimizer = Optimizer(
+            parameters,
+            self._passes.trainee.network,
+            recipe.optimizer,
+            getattr(torch, recipe.run.dtype),
+        )
         self._ema: dict[str, torch.Tensor] = {}
         if recipe.run.ema is not None:
             self._ema = {name: p.detach().clone() for name, p in parameters.items()}

@@ -46,6 +46,22 @@ def test_without_costs_all_are_checked() -> None:
     assert worth([0.1, 0.9], lambda count: None) == [0, 1]
 
 
+def test_a_length_is_priced_at_what_was_worth_checking_lately() -> None:
+    """A tree that is always cut to a few tokens must not look as dear as a whole one."""
+    lengths = DraftLength(4, lambda grade: 0.5)
+    assert lengths.num_checked(16) == 16, "nothing is known yet"
+    for _ in range(8):
+        lengths.worth_checking([0.6] + [0.01] * 15, check=lambda n: 1.0 + 0.1 * n, drafting=0.0)
+    assert lengths.num_checked(16) == 1
+
+    def chosen(size: int) -> int:
+        return lengths.choose(
+            0, plain=1.0, check=lambda k: 1.0 + 0.3 * size * k, draft=lambda k: 0.0
+        )
+
+    assert chosen(4) == 0 and chosen(lengths.num_checked(4)) > 0
+
+
 def test_parents_stay_with_their_children() -> None:
     draft = Draft(tokens=[5, 6, 7, 8], parents=[-1, -1, 1, 2], chances=[0.1, 0.8, 0.8, 0.3])
     kept = worth([*draft.chances], lambda count: 1.0 + 0.3 * count)

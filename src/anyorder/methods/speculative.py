@@ -146,7 +146,9 @@ class Speculative(Method):
         return lengths.choose(
             grade,
             plain=context.pass_seconds(1),
-            check=lambda length: context.pass_seconds(1 + self.drafter.num_tokens(length)),
+            check=lambda length: context.pass_seconds(
+                1 + lengths.num_checked(self.drafter.num_tokens(length))
+            ),
             draft=lambda length: self.drafter.seconds(context, length),
         )
 

@@ -56,6 +56,8 @@ class DraftLength:
         self._losses: Callable[[int], float] = lambda length: 0.0
         """What a draft of this length loses if nothing of it is accepted, in plain passes."""
         self._is_trial = False
+        self._checked = 1.0
+        """Share of a tree that was worth checking lately."""
         self.num_steps = 0
         self.num_plain = 0
         """Steps without a draft because none would have paid."""
@@ -150,12 +152,18 @@ class DraftLength:
                 break
             seconds = check(count)
             if seconds is None:
-                return sorted(ranked)
+                best = len(ranked)
+                break
             expected += sum(chances[place] for place in ranked[before:count])
             before = count
             if expected / (seconds + drafting) > best_rate:
                 best, best_rate = count, expected / (seconds + drafting)
+        self._checked += (best / len(ranked) - self._checked) / 2
         return sorted(ranked[:best])
+
+    def num_checked(self, num_drafted: int) -> int:
+        """How many of a draft's tokens a check is likely to hold."""
+        return max(1, round(num_drafted * self._checked))
 
     def _earn(self, passes: float) -> None:
         self._funds = min(self._funds + passes, _SAVINGS)

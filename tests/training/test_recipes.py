@@ -1,0 +1,104 @@
+"""The recipes that come with the project: all can be read, and (slow) all learn from real text."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyorder.cli.main import main
+from anyorder.core import lookup
+from anyorder.training.config import build_recipe, read_recipe
+from anyorder.training.metrics import StepMetrics
+from anyorder.training.trainer import Trainer
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+STEPS = 30
+ROWS = 8
+"""Of a batch, at most; an average over a few steps is enough to tell whether a loss falls."""
+
+
+def needed(path: Path) -> list[str]:
+    """The runs that a recipe goes on from."""
+    return re.findall(r'"\.\./runs/(\w+)/model"', path.read_text())
+
+
+def in_order() -> list[Path]:
+    """What others go on from comes before them."""
+    found: list[Path] = []
+
+    def add(path: Path) -> None:
+        for name in needed(path):
+            add(path.with_name(f"{name}.toml"))
+        if path not in found:
+            found.append(path)
+
+    for path in RECIPES:
+        add(path)
+    return found
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_can_be_read_and_says_how_to_run_it(path: Path) -> None:
+    read_recipe(path)
+    comment = path.read_text().partition("[model]")[0]
+    assert f"anyorder train recipes/{path.name}" in re.sub(r"\s*\n#\s*", " ", comment)
+    assert all(path.with_name(f"{name}.toml") in RECIPES for name in needed(path))
+
+
+def test_every_objective_has_one() -> None:
+    named = {lookup.name_of(read_recipe(path).objective) for path in RECIPES}
+    assert named == set(lookup.names("training/objectives"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has data/ and, as the recipes are gone through, runs/."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+def made_data(folder: Path, text: str) -> None:
+    """A little of what a recipe wants written by a model."""
+    answers = folder / "data" / "smollm2_answers" / "lists.jsonl"
+    translations = folder / "data" / "en_de_distilled.jsonl"
+    model = folder / "runs" / "en_de_autoregressive" / "model"
+    pairs = RECIPES[0].with_name("en_de_autoregressive.toml")
+    asked = {
+        answers: ["--prompts", "builtin:lists", "--num", "24", "--max-new-tokens", "64"],
+        translations: ["-m", str(model), "--pairs", str(pairs), "--num", "200"],
+    }
+    for path, flags in asked.items():
+        if path.parent.name in text or path.name in text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common = ["--temperature", "0", "--dtype", "bfloat16"]
+            assert path.exists() or main(["data", "synthesize", str(path), *flags, *common]) == 0
+
+
+def corpora(sections: dict[str, Any]) -> list[str]:
+    return [s["corpus"] for s in sections["data"]["sources"] if "corpus" in s]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", in_order(), ids=lambda path: path.stem)
+def test_its_loss_falls_on_real_text(path: Path, folder: Path) -> None:
+    """Its first steps, on fewer rows; in the order in which the recipes need each other."""
+    made_data(folder, path.read_text())
+    sections = tomllib.loads(path.read_text())
+    for corpus in corpora(sections):
+        assert main(["data", "pull", corpus]) == 0
+    run = sections["run"]
+    run["batch_size"] = min(ROWS, run["batch_size"])
+    run |= {"steps": STEPS, "accumulation": 1, "validate_every": STEPS, "validation_batches": 1}
+    run |= {"output": str(folder / "runs" / path.stem)}
+    sections["schedule"] = {"warmup": 5}
+    (folder / "recipes").mkdir(exist_ok=True)
+    recipe = build_recipe(sections, folder=folder / "recipes")
+    lines: list[StepMetrics] = []
+    model = Trainer(recipe, watch=lines.append).run()
+    assert (model / "model.safetensors").exists()
+    losses = [line.loss for line in lines]
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    assert last < first, f"{first:.3f} at first, {last:.3f} after {STEPS} steps"

@@ -63,11 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_data(folder: Path, text: str) -> None:
     """A little of what a recipe wants written by a model."""
     answers = folder / "data" / "smollm2_answers" / "lists.jsonl"
+    structured = folder / "data" / "smollm2_structured" / "lists.jsonl"
     translations = folder / "data" / "en_de_distilled.jsonl"
     model = folder / "runs" / "en_de_autoregressive" / "model"
     pairs = RECIPES[0].with_name("en_de_autoregressive.toml")
     asked = {
         answers: ["--prompts", "builtin:lists", "--num", "24", "--max-new-tokens", "64"],
+        structured: ["--prompts", "builtin:lists", "--num", "48", "--max-new-tokens", "64"],
         translations: ["-m", str(model), "--pairs", str(pairs), "--num", "200"],
     }
     for path, flags in asked.items():

@@ -60,23 +60,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipes")
 
 
-def made_data(folder: Path, text: str) -> None:
+def make_data(folder: Path, text: str) -> None:
     """A little of what a recipe wants written by a model."""
-    answers = folder / "data" / "smollm2_answers" / "lists.jsonl"
-    structured = folder / "data" / "smollm2_structured" / "lists.jsonl"
-    translations = folder / "data" / "en_de_distilled.jsonl"
-    model = folder / "runs" / "en_de_autoregressive" / "model"
-    pairs = RECIPES[0].with_name("en_de_autoregressive.toml")
-    asked = {
-        answers: ["--prompts", "builtin:lists", "--num", "24", "--max-new-tokens", "64"],
-        structured: ["--prompts", "builtin:lists", "--num", "48", "--max-new-tokens", "64"],
-        translations: ["-m", str(model), "--pairs", str(pairs), "--num", "200"],
+    translator = str(folder / "runs" / "en_de_autoregressive" / "model")
+    pairs = str(RECIPES[0].with_name("en_de_autoregressive.toml"))
+    lists = ["--prompts", "builtin:lists", "--max-new-tokens", "64"]
+    wanted = {
+        "smollm2_answers/lists.jsonl": [*lists, "--num", "24"],
+        "smollm2_structured/lists.jsonl": [*lists, "--num", "48"],
+        "en_de_distilled.jsonl": ["-m", translator, "--pairs", pairs, "--num", "200"],
     }
-    for path, flags in asked.items():
-        if path.parent.name in text or path.name in text:
+    for name, flags in wanted.items():
+        path = folder / "data" / name
+        if f"../data/{name.partition('/')[0]}" in text and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             common = ["--temperature", "0", "--dtype", "bfloat16"]
-            assert path.exists() or main(["data", "synthesize", str(path), *flags, *common]) == 0
+            assert main(["data", "synthesize", str(path), *flags, *common]) == 0
 
 
 def corpora(sections: dict[str, Any]) -> list[str]:
@@ -87,7 +86,7 @@ def corpora(sections: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("path", in_order(), ids=lambda path: path.stem)
 def test_its_loss_falls_on_real_text(path: Path, folder: Path) -> None:
     """Its first steps, on fewer rows; in the order in which the recipes need each other."""
-    made_data(folder, path.read_text())
+    make_data(folder, path.read_text())
     sections = tomllib.loads(path.read_text())
     for corpus in corpora(sections):
         assert main(["data", "pull", corpus]) == 0

@@ -83,6 +83,7 @@ def corpora(sections: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", in_order(), ids=lambda path: path.stem)
 def test_its_loss_falls_on_real_text(path: Path, folder: Path) -> None:
     """Its first steps, on fewer rows; in the order in which the recipes need each other."""

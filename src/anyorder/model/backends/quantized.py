@@ -6,7 +6,7 @@ second kind, so its weights come through without loss. On processors with VNNI i
 as well, to 8 bits with a scale for each 32 of a row; elsewhere, and where gradients are wanted,
 weights are expanded for every product, which is slow and exact.
 
-Shape suffixes: N rows, I width of the input, O of the output, G groups (I / 32).
+Shape suffixes: N rows, I width of the input, O outputs, G groups (I / 32).
 """
 
 from __future__ import annotations
@@ -22,41 +22,37 @@ from anyorder.model.backends.native import NAMES, QUANTIZED_LEVEL, Matrix, level
 
 Bits = Literal[8, 4]
 GROUP = 32
+BLOCK = 16
+"""Outputs that lie together, as `native/quantized.inc` reads them."""
 _REGISTER = 64
-"""Widths are multiples of it: what fills a register of 512 bits."""
+"""Widths are multiples of it: two groups lie together."""
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer for inference only."""
 
-    values: torch.Tensor
-    """uint8 [O, I], or with 4 bits [O, I / 2]: byte i of a group's 16 has value i below and value
-    i + 16 above."""
-    scales: torch.Tensor
-    """float16 [O, G]"""
-    lows: torch.Tensor | None
-    """float16 [O, G] with 4 bits; with 8 the lowest value is -128 scales."""
+    packed: torch.Tensor
+    """uint8 [blocks of 16 outputs, I / 64, bytes], laid out as `native/quantized.inc` says."""
     bias: torch.Tensor | None
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, bits: Bits) -> None:
         super().__init__()
         assert not weight_OI.shape[1] % _REGISTER, "fits() was asked"
         self.bits = bits
-        groups_OG32 = weight_OI.detach().float().view(len(weight_OI), -1, GROUP)
+        self.num_outputs, self.width = weight_OI.shape
+        groups_OG32 = weight_OI.detach().float().view(self.num_outputs, -1, GROUP)
         if bits == 8:
             scales_OG = (groups_OG32.abs().amax(-1) / 127.0).half()
             units = (groups_OG32 / _divisor(scales_OG)).round().clamp(-127, 127) + 128
-            values, lows_OG = units.to(torch.uint8).flatten(1), None
+            factors = [scales_OG]
         else:
             low_OG, high_OG = groups_OG32.aminmax(dim=-1)
             lows_OG = low_OG.half()
             scales_OG = ((high_OG - low_OG) / 15.0).half()
             shifted = groups_OG32 - lows_OG.float()[..., None]
-            units = (shifted / _divisor(scales_OG)).round().clamp(0, 15).to(torch.uint8)
-            values = (units[..., :16] | units[..., 16:] << 4).flatten(1)
-        self.register_buffer("values", values.contiguous())
-        self.register_buffer("scales", scales_OG.contiguous())
-        self.register_buffer("lows", None if lows_OG is None else lows_OG.contiguous())
+            units = (shifted / _divisor(scales_OG)).round().clamp(0, 15)
+            factors = [scales_OG, lows_OG]
+        self.register_buffer("packed", _pack(units.to(torch.uint8), factors, bits))
         self.register_buffer("bias", None if bias_O is None else bias_O.detach().clone())
 
     @staticmethod
@@ -64,25 +60,41 @@ class QuantizedLinear(nn.Module):
         """Can weights of this shape be quantised?"""
         return not weight_OI.shape[1] % _REGISTER
 
+    def rows(self, outputs_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weights [N, I] of some outputs that the bits stand for."""
+        blocks_N, places_N = outputs_N // BLOCK, outputs_N % BLOCK
+        packed = self.packed[blocks_N]  # [N, pairs, bytes]
+        size = 2 * BLOCK * 2
+        num_factors = 1 if self.bits == 8 else 2
+        each = torch.arange(len(outputs_N), device=outputs_N.device)
+        factors = [
+            packed[..., i * size : (i + 1) * size]
+            .contiguous()
+            .view(torch.float16)
+            .unflatten(-1, (2, BLOCK))[each, :, :, places_N]
+            .float()
+            for i in range(num_factors)
+        ]
+        values = packed[..., num_factors * size :].unflatten(-1, (2, -1, BLOCK, 4))
+        values = values[each, :, :, :, places_N]  # [N, pairs, 2, registers, 4]
+        if self.bits == 4:
+            values = torch.stack((values & 15, values >> 4), dim=-2)
+        units = values.flatten(3).float()
+        low = factors[0] * -128 if self.bits == 8 else factors[1]
+        return (units * factors[0][..., None] + low[..., None]).flatten(1).to(dtype)
+
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights [O, I] that the bits stand for."""
-        groups = self.values.view(*self.scales.shape, -1)
-        scales = self.scales.float()[..., None]
-        if self.lows is None:
-            return ((groups.float() - 128) * scales).flatten(1).to(dtype)
-        units = torch.cat((groups & 15, groups >> 4), dim=-1).float()
-        return (units * scales + self.lows.float()[..., None]).flatten(1).to(dtype)
+        return self.rows(torch.arange(self.num_outputs, device=self.packed.device), dtype)
 
     def matrix(self) -> Matrix:
         """As the kernels read it; a view."""
         return Matrix(
-            values=self.values.data_ptr(),
-            scales=self.scales.data_ptr(),
-            lows=None if self.lows is None else self.lows.data_ptr(),
+            values=self.packed.data_ptr(),
             bias=None if self.bias is None else self.bias.data_ptr(),
             bits=self.bits,
-            outputs=self.scales.shape[0],
-            width=self.scales.shape[1] * GROUP,
+            outputs=self.num_outputs,
+            width=self.width,
         )
 
     def forward(self, x_NI: torch.Tensor) -> torch.Tensor:
@@ -97,6 +109,28 @@ class QuantizedLinear(nn.Module):
         ):
             return multiply(self.matrix(), x_NI.contiguous())
         return F.linear(x_NI, self.expanded(x_NI.dtype), self.bias)
+
+
+def _pack(units_OG32: torch.Tensor, factors: list[torch.Tensor], bits: Bits) -> torch.Tensor:
+    """Blocks of 16 outputs (the last one filled up with zeros), two groups at a time: their scales
+    and lows, then their values by fours."""
+    missing = -len(units_OG32) % BLOCK
+    units = F.pad(units_OG32, (0, 0, 0, 0, 0, missing))
+    units = units.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, 2)).unflatten(-1, (-1, 4))
+    units = units.permute(0, 2, 3, 4, 1, 5)  # [blocks, pairs, 2, fours, 16 outputs, 4]
+    if bits == 4:
+        units = units[:, :, :, 0::2] | units[:, :, :, 1::2] << 4
+    parts = [
+        F.pad(factor, (0, 0, 0, missing))
+        .unflatten(0, (-1, BLOCK))
+        .unflatten(2, (-1, 2))
+        .permute(0, 2, 3, 1)
+        .flatten(2)
+        .contiguous()
+        .view(torch.uint8)
+        for factor in factors
+    ]
+    return torch.cat((*parts, units.flatten(2)), dim=-1).contiguous()
 
 
 def _divisor(scales_OG: torch.Tensor) -> torch.Tensor:

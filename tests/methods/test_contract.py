@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
@@ -97,6 +97,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "top_p": 0.9,
             "options": {"order": "sequential", "sweeps": 1, "burn_in": 1},
         },
+    ],
+    "insertion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"iterations": 3}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "min_new_tokens": 7, "options": {"penalty": 2.0}},
+        {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
     ],
     "jacobi": [
         {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
@@ -201,8 +207,8 @@ def letters() -> Tokenizer:
 @functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
     """The tiny model with what any method may need: further prediction heads, a mask token, the
-    tags of plans."""
-    model = with_heads(tiny_model(ends=ends))
+    tags of plans, edit heads."""
+    model = with_heads(with_edits(tiny_model(ends=ends)))
     abilities = dataclasses.replace(
         model.abilities,
         attention=frozenset({"causal", "bidirectional"}),
@@ -217,6 +223,15 @@ def runs_on_the_contract_model(method: str) -> bool:
     """Does it need no other kind of network?"""
     cls: type[Method] = lookup.find("methods", method, kind="method")
     return cls.needs.missing(contract_model(ends=True).abilities, ("target", "draft")) is None
+
+
+def with_edits(model: LoadedModel) -> LoadedModel:
+    """The model with edit heads, to which a text never seems long enough."""
+    network = Transformer.random(tiny_config(insertion_classes=14), seed=0, dtype=torch.float64)
+    network.edit_head.insertion.bias.add_(2.0 * torch.arange(14))
+    network.edit_head.deletion.bias.sub_(1.0)
+    abilities = dataclasses.replace(model.abilities, num_insertions=14)
+    return dataclasses.replace(model, network=network, abilities=abilities)
 
 
 def with_heads(model: LoadedModel) -> LoadedModel:

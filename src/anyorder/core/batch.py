@@ -151,6 +151,15 @@ class LinkedNetwork(Network, Protocol):
         log-probabilities [D, L, L], -inf where not possible."""
 
 
+class EditingNetwork(Network, Protocol):
+    """A decoder that tells what its text lacks and what does not belong there
+    (`Abilities.num_insertions`)."""
+
+    def edits(self, hidden_MW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, from rows of `hidden`: of how many tokens are missing behind the row's
+        [M, counts], and of it not belonging where it is [M]."""
+
+
 def dense_batch(
     tokens_BT: torch.Tensor,
     visible_BTT: torch.Tensor | None = None,

@@ -146,6 +146,8 @@ class Job:
             patches=[a.patch for a in answers if a.patch is not None],
             heads=list(self.heads.values()),
             links=self.links,
+            insertions=[a.insertions for a in answers] if wants.edits else [],
+            deletions=[a.deletion for a in answers if a.deletion is not None],
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
@@ -213,6 +215,10 @@ class Run:
     @property
     def models(self) -> Mapping[str, Abilities]:
         return {name: role.abilities for name, role in self._roles.items()}
+
+    @property
+    def num_passes(self) -> int:
+        return self.handle.num_passes
 
     def shared(self, name: str, make: Callable[[], Any]) -> Any:
         if self.request.prefix_cache:
@@ -300,13 +306,14 @@ class Run:
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         builder = self._choices[choice]
         builder.score = score
-        step = self.handle.num_passes
         for index, (place, token, logprob) in enumerate(zip(places, tokens, logprobs, strict=True)):
             others = alternatives[index] if alternatives else ()
             drafted = index < num_drafted
+            step = passes[index] if passes else self.num_passes
             final = Final(
                 token=token, logprob=logprob, step=step, alternatives=others, drafted=drafted
             )
@@ -339,7 +346,9 @@ class Run:
         self._choices[choice].end_at(num_tokens)
         self._stream(choice)
 
-    def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
+    def compatible(
+        self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int], *, fresh: bool = True
+    ) -> list[int]:
         ends = self.prepared.end_tokens
         return compatible(
             self.prompt,
@@ -349,6 +358,7 @@ class Run:
             banned=[ids for ids in self.prepared.banned if len(ids) > 1 or ids[0] not in ends],
             no_repeat_ngram=self.request.no_repeat_ngram,
             guide=self.canvas_guide,
+            fresh=fresh,
         )
 
     def fits(self, num_tokens: int) -> bool:

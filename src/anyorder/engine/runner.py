@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from anyorder.cache.pool import Pool
-from anyorder.core.batch import LinkedNetwork
+from anyorder.core.batch import EditingNetwork, LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
 from anyorder.engine.beliefs import believe
@@ -81,6 +81,10 @@ def answer(role: Role, questions: Seq[Question]) -> None:
     draw_patches(role, drawn)
     if drawn:
         questions = [q for q in questions if q.job.request.outputs.patch is None]
+    edited = [question for question in questions if question.job.request.outputs.edits]
+    if edited:
+        _edit(role, edited)
+        questions = [q for q in questions if not q.job.request.outputs.edits]
     states = [q for q in questions if q.job.request.outputs == _STATES and not q.job.is_twin]
     for question in states:  # needs no logits, which are most of the work for a long prompt
         question.job.hidden[question.row] = question.hidden_W.clone()
@@ -115,6 +119,17 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         rows = [sampler_row(part[index].job, part[index].row) for index in now]
         for index, result in zip(now, sample(logits_MV, rows), strict=True):
             part[index].job.rows[part[index].row] = result
+
+
+def _edit(role: Role, questions: Seq[Question]) -> None:
+    """Tell what is missing behind these rows' tokens, and whether they belong."""
+    network = cast(EditingNetwork, role.network)
+    insertions_MC, deletions_M = network.edits(torch.stack([q.hidden_W for q in questions]))
+    tables = insertions_MC.log_softmax(dim=1).tolist()
+    for question, table, share in zip(
+        questions, tables, deletions_M.sigmoid().tolist(), strict=True
+    ):
+        question.job.rows[question.row] = RowResult(insertions=table, deletion=share)
 
 
 def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:

@@ -136,6 +136,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         num_lengths=config.length_classes,
         vertices_per_token=config.vertices_per_token,
         num_links=config.link_heads,
+        num_insertions=config.insertion_classes,
         text_rules=config.text_rules,
         infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
         plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,

@@ -24,9 +24,10 @@ Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
 _LINKS = ("link_head.query", "link_head.key", "link_head.gate")
+_EDITS = ("edit_head.insertion", "edit_head.deletion")
 _TRANSFORM = ("head_transform.dense", "head_transform.norm")
 _TEXT_SCALE = "layers.{layer}.text_scale"
-_OUTSIDE = ("head", "logit_bias", "length_head", _TEXT_SCALE, *_TRANSFORM, *_LINKS)
+_OUTSIDE = ("head", "logit_bias", "length_head", _TEXT_SCALE, *_TRANSFORM, *_LINKS, *_EDITS)
 """Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 

@@ -21,6 +21,7 @@ from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
 from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
+from anyorder.model.edits import Edits
 from anyorder.model.layers import ACTIVATIONS, Mlp, make_norm
 from anyorder.model.modulation import NoiseLevel, modulated
 from anyorder.model.moe import DenseAndExperts, MixtureOfExperts
@@ -185,6 +186,8 @@ class Transformer(nn.Module):
             self.logit_bias = LogitBias(config.vocabulary_size)
         if not config.tied_embeddings:
             self.head = Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
+        if config.insertion_classes:
+            self.edit_head = Edits(embedding_width, config.insertion_classes)
 
     @classmethod
     def random(
@@ -307,6 +310,11 @@ class Transformer(nn.Module):
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """See Network: a plain decoder has no further heads."""
         raise AssertionError("this network has one prediction head")
+
+    def edits(self, hidden_MW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, for networks that edit: of how many tokens are missing behind the row's
+        [M, counts], and of it not belonging where it is [M]."""
+        return self.edit_head(hidden_MW)  # type: ignore[no-any-return]
 
     def embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """The tokens' embeddings, scaled where the family scales them."""

@@ -84,5 +84,7 @@ class RowResult:
     distribution: NDArray[np.float64] | None = None
     """Probabilities of the whole vocabulary, processed."""
     patch: Patch | None = None
+    insertions: list[float] = field(default_factory=list)
+    deletion: float | None = None
     error: str | None = None
     """Why this row has no answer, in one line; the other fields are then meaningless."""

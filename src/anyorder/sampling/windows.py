@@ -67,15 +67,16 @@ def compatible(
     banned: Seq[tuple[int, ...]],
     no_repeat_ngram: int,
     guide: CanvasGuide | None = None,
+    fresh: bool = True,
 ) -> list[int]:
     """Indices of the tokens that may be placed together, each after those before it. Bans let the
-    first pass, which was drawn under them with the canvas as it is."""
+    first pass if they are `fresh`: it was then drawn under them with the canvas as it is."""
     board, kept = list(canvas), list[int]()
     guided = None if guide is None or not places else guide.board(canvas, len(canvas))
     for index, (place, token) in enumerate(zip(places, tokens, strict=True)):
         if guided is not None and not guided.allows(place, token):
             continue
-        if kept:
+        if kept or not fresh:
             if token in completes_at(prompt, board, place, banned):
                 continue
             if no_repeat_ngram and token in repeats_at(prompt, board, place, no_repeat_ngram):

@@ -156,6 +156,33 @@ def test_without_a_shift_blocks_of_one_token_ask_the_mask() -> None:
     assert completion.tokens == text[3:]
 
 
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("size", "num_cached"), [(4, 48), (5, 45), (7, 42), (32, 32), (64, 0)])
+def test_the_prompts_whole_blocks_come_from_the_prefix_cache(
+    size: int, num_cached: int, shift: bool
+) -> None:
+    """As many as fill pages of 16; what they say is what they would say if they were run."""
+    prompt = [place * 7 % 50 + 2 for place in range(53)]
+    model = block_model(token_shift=shift)
+    engine = tiny_engine(model=model)
+    for other in (prompt, [*prompt[:-1], 1], [*prompt[:47], 1, *prompt[48:]]):
+        fields: dict[str, Any] = {"prompt": other, "max_new_tokens": 9, "temperature": 1.0}
+        found = engine.generate(request({"block_size": size}, **fields))
+        want = generate({"block_size": size}, model=model, **fields)
+        assert found.tokens == want.tokens
+        assert found.logprobs == pytest.approx(want.logprobs, abs=1e-9)
+        shared = 0 if other is prompt else num_cached
+        if other[47] == 1 and shared:  # token 47 is told apart: so is all of its block
+            shared = 32 // size * size
+        assert found.report.num_cached_tokens == shared
+    fresh = Request(prompt=prompt, method="block_diffusion", options={"block_size": 3})
+    assert engine.generate(fresh).report.num_cached_tokens == 0
+    assert engine.generate(Request(prompt=prompt)).report.num_cached_tokens == 0
+    together = engine.generate([request({"block_size": 4}, prompt=prompt, n=3)] * 2)
+    assert [one.report.num_cached_tokens // 48 for one in together] == [2 + (size == 4), 3]
+    assert_no_page_is_lost(engine)
+
+
 def test_parallel_steps_within_a_block() -> None:
     completion = generate({"commit": "confidence", "steps": 2}, prompt=[5] * 4, max_new_tokens=8)
     steps = [entry.step for entry in completion.trace]
@@ -408,7 +435,9 @@ def test_bad_input() -> None:
     with pytest.raises(UnsupportedMethod, match="needs a mask token; tiny has none"):
         generate(model=block_model(mask_token=None))
     for given in ({"revise": "edit"}, {"first": "clean"}):
-        with pytest.raises(InvalidRequest, match=r"in_flight=2 does not go with .* set in_flight=1"):
+        with pytest.raises(
+            InvalidRequest, match=r"in_flight=2 does not go with .* set in_flight=1"
+        ):
             generate({"in_flight": 2, **given}, model=block_model(token_shift=True))
     for options in ({"block_size": 0}, {"steps": 0}, {"in_flight": 0}):
         with pytest.raises(InvalidRequest, match="must be an integer of at least 1"):

@@ -107,9 +107,9 @@ def test_products_are_those_of_the_rounded_inputs(
 @pytest.mark.parametrize("bits", BITS)
 def test_rows_are_independent_and_threads_change_nothing(level: int, bits: Bits) -> None:
     layer = QuantizedLinear(draw(515, 320, dtype=torch.float32, seed=1), None, bits)
-    x_NI = draw(40, 320, dtype=torch.float32)
+    x_NI = draw(140, 320, dtype=torch.float32)
     together = layer(x_NI)
-    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1)]:
+    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1), (60, 80)]:
         assert torch.equal(layer(x_NI[first : first + count]), together[first : first + count])
     torch.set_num_threads(3)
     assert torch.equal(layer(x_NI), together)

@@ -49,12 +49,14 @@ class AttentionGroup:
     is read from the pool (fresh prompts, training)."""
     query_positions_RQ: torch.Tensor
     """int64"""
-    key_positions_RK: torch.Tensor
-    """int64; undefined where `visible_RQK` is false for every query."""
+    key_positions_RK: torch.Tensor | None
+    """int64; undefined where `visible_RQK` is false for every query. None: keys lie in pages in
+    order of position."""
     window_positions_RQ: torch.Tensor | None = None
     """int64; where queries measure windows from, if not from where they stand."""
     visible_RQK: torch.Tensor | None
-    """bool; None means causal over keys = queries, no past (the fast path)."""
+    """bool; None means causal: over keys = queries without a past, or with pages over what they
+    hold up to each query's position."""
     memory: CrossMemory | None = None
     """Decoders behind an encoder: what to cross-attend to."""
     masks: dict[object, torch.Tensor | None] = field(default_factory=dict)

@@ -64,18 +64,15 @@ class QuantizedLinear(nn.Module):
         """The weights [N, I] of some outputs that the bits stand for."""
         blocks_N, places_N = outputs_N // BLOCK, outputs_N % BLOCK
         packed = self.packed[blocks_N]  # [N, pairs, bytes]
+        num, pairs = packed.shape[:2]
         size = 2 * BLOCK * 2
         num_factors = 1 if self.bits == 8 else 2
         each = torch.arange(len(outputs_N), device=outputs_N.device)
-        factors = [
-            packed[..., i * size : (i + 1) * size]
-            .contiguous()
-            .view(torch.float16)
-            .unflatten(-1, (2, BLOCK))[each, :, :, places_N]
-            .float()
-            for i in range(num_factors)
-        ]
-        values = packed[..., num_factors * size :].unflatten(-1, (2, -1, BLOCK, 4))
+        factors = []
+        for start in range(0, num_factors * size, size):
+            halves = packed[..., start : start + size].contiguous().view(torch.float16)
+            factors.append(halves.view(num, pairs, 2, BLOCK)[each, :, :, places_N].float())
+        values = packed[..., num_factors * size :].view(num, pairs, 2, -1, BLOCK, 4)
         values = values[each, :, :, :, places_N]  # [N, pairs, 2, registers, 4]
         if self.bits == 4:
             values = torch.stack((values & 15, values >> 4), dim=-2)
@@ -115,21 +112,15 @@ def _pack(units_OG32: torch.Tensor, factors: list[torch.Tensor], bits: Bits) -> 
     """Blocks of 16 outputs (the last one filled up with zeros), two groups at a time: their scales
     and lows, then their values by fours."""
     missing = -len(units_OG32) % BLOCK
-    units = F.pad(units_OG32, (0, 0, 0, 0, 0, missing))
-    units = units.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, 2)).unflatten(-1, (-1, 4))
+    pairs = units_OG32.shape[1] // 2
+    units = F.pad(units_OG32, (0, 0, 0, 0, 0, missing)).view(-1, BLOCK, pairs, 2, GROUP // 4, 4)
     units = units.permute(0, 2, 3, 4, 1, 5)  # [blocks, pairs, 2, fours, 16 outputs, 4]
     if bits == 4:
         units = units[:, :, :, 0::2] | units[:, :, :, 1::2] << 4
-    parts = [
-        F.pad(factor, (0, 0, 0, missing))
-        .unflatten(0, (-1, BLOCK))
-        .unflatten(2, (-1, 2))
-        .permute(0, 2, 3, 1)
-        .flatten(2)
-        .contiguous()
-        .view(torch.uint8)
-        for factor in factors
-    ]
+    parts = []
+    for factor_OG in factors:
+        halves = F.pad(factor_OG, (0, 0, 0, missing)).view(-1, BLOCK, pairs, 2)
+        parts.append(halves.permute(0, 2, 3, 1).flatten(2).contiguous().view(torch.uint8))
     return torch.cat((*parts, units.flatten(2)), dim=-1).contiguous()
 
 

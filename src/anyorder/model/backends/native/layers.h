@@ -26,13 +26,13 @@ struct Layer {
 struct Group {  // as core.batch.AttentionGroup
     int64_t first_row, num_requests, num_queries, num_keys;
     const int64_t* pages;    // [requests, pages]; null: keys are the group's own new tokens
-    const uint8_t* visible;  // [requests, queries, keys]; null: causal, keys are queries
+    const uint8_t* visible;  // [requests, queries, keys]; null: causal
     const int64_t* key_positions;
     int64_t page_stride, visible_stride, key_position_stride;  // between requests, in elements
 };
 
 struct Rotation {
-    const void *cosines, *sines;  // [rows, rotated width]
+    const void *cosines, *sines;  // [positions, rotated width]
     int64_t width;
 };
 
@@ -69,6 +69,7 @@ struct Pass {
     const Layer* layers;
     const Group* groups;
     const Rotation* rotations;
+    const void* final_norm;  // [width]; null: the residual stream is left as it is
 };
 
 }  // namespace anyorder

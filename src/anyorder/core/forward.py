@@ -342,6 +342,9 @@ class CanvasRows:
     length: int | None = None
     """Places of the new text in all, where a guide needs to know how far it goes: those beyond
     `text` are open. None: `Context.max_new_tokens`."""
+    blank: frozenset[int] = frozenset()
+    """Tokens that are no part of the text (tags, padding). A guide lets one stand at any open place
+    of `text`, which is then none, and at rows that tell what comes behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

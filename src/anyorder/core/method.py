@@ -235,11 +235,12 @@ class Context(Protocol):
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         """Make tokens final and stream them. What lies beyond the end of the text is dropped, so
         emit freely and look at `finished`. `alternatives` are (id, log-probability) lists, one per
         token, for requests that ask for logprobs; `score` is a search's; the first `num_drafted`
-        tokens were proposed by a drafter."""
+        tokens were proposed by a drafter. `passes` as in `reveal`."""
 
     def reveal(
         self,
@@ -268,13 +269,19 @@ class Context(Protocol):
         finish reason "stop". No token may be final behind that."""
 
     def compatible(
-        self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int], *, fresh: bool = True
+        self,
+        canvas: Seq[int | None],
+        places: Seq[int],
+        tokens: Seq[int],
+        *,
+        fresh: bool = True,
+        blank: frozenset[int] = frozenset(),
     ) -> list[int]:
         """Which of these tokens may stand on the canvas together, the earlier ones first: indices.
         Each alone was drawn under all bans; two neighbours may still spell a banned sequence or
         repeat an n-gram, and two tokens anywhere leave no text that the guide allows. The first may
         if it was drawn with the canvas as it is, or with less open; where not even that is so, they
-        are not `fresh`."""
+        are not `fresh`. For `blank` tokens see `CanvasRows`."""
 
     def fits(self, num_tokens: int) -> bool:
         """Does the request's guide, if any, allow a canvas of so many places?"""
@@ -311,6 +318,8 @@ class Method:
     (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
+    any_order: ClassVar[bool] = False
+    """Does it place tokens in any order, canvas or not? Guides are finite automata then."""
     reads_text: ClassVar[bool] = False
     """Does it go by the text of tokens, so that it needs a tokenizer?"""
     makes_choices: ClassVar[bool] = False

@@ -152,7 +152,7 @@ class Admission:
         if request.guide is None:
             return [None] * num_runs
         tokenizer = self._require_tokenizer("a guide")
-        if prepared.method.fills_canvas:
+        if prepared.method.fills_canvas or prepared.method.any_order:
             return [self._canvas_guide(request.guide, prepared, tokenizer)] * num_runs
         if self._compiler is None:
             ends = self._target.abilities.end_tokens

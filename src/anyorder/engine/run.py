@@ -285,6 +285,7 @@ class Run:
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         self.reveal(
             self._choices[choice].next_places(len(tokens)),
@@ -294,6 +295,7 @@ class Run:
             choice=choice,
             score=score,
             num_drafted=num_drafted,
+            passes=passes,
         )
 
     def reveal(
@@ -347,7 +349,13 @@ class Run:
         self._stream(choice)
 
     def compatible(
-        self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int], *, fresh: bool = True
+        self,
+        canvas: Seq[int | None],
+        places: Seq[int],
+        tokens: Seq[int],
+        *,
+        fresh: bool = True,
+        blank: frozenset[int] = frozenset(),
     ) -> list[int]:
         ends = self.prepared.end_tokens
         return compatible(
@@ -359,6 +367,8 @@ class Run:
             no_repeat_ngram=self.request.no_repeat_ngram,
             guide=self.canvas_guide,
             fresh=fresh,
+            blank=blank,
+            length=self.max_new_tokens if blank else None,
         )
 
     def fits(self, num_tokens: int) -> bool:

@@ -47,6 +47,8 @@ class Row:
     length: int = 0
     """Places of the new text in all; those beyond `canvas` are open."""
     canvas_guide: CanvasGuide | None = None
+    blank: frozenset[int] = frozenset()
+    """Ids that are no part of the text, see `CanvasRows`."""
     cuts_off: bool = False
     """Would an end token here cut off what must stay?"""
 

@@ -68,11 +68,16 @@ def compatible(
     no_repeat_ngram: int,
     guide: CanvasGuide | None = None,
     fresh: bool = True,
+    blank: frozenset[int] = frozenset(),
+    length: int | None = None,
 ) -> list[int]:
     """Indices of the tokens that may be placed together, each after those before it. Bans let the
-    first pass if they are `fresh`: it was then drawn under them with the canvas as it is."""
+    first pass if they are `fresh`: it was then drawn under them with the canvas as it is. To the
+    guide, `blank` tokens are no text, and the text has `length` places, the canvas's if None."""
     board, kept = list(canvas), list[int]()
-    guided = None if guide is None or not places else guide.board(canvas, len(canvas))
+    guided = None
+    if guide is not None and places:
+        guided = guide.board(canvas, length or len(canvas), blank)
     for index, (place, token) in enumerate(zip(places, tokens, strict=True)):
         if guided is not None and not guided.allows(place, token):
             continue

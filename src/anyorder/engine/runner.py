@@ -44,12 +44,12 @@ class Question:
 def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
     """Run the pieces on the role's model; their keys and values are cached when this returns."""
     batch, ordered = pack(pieces, role.store, role.network.device, num_layers=pieces[0].layers)
-    role.pool.prepare(group.pages_RP for group in batch.groups)
+    role.pool.prepare()
     memories = [group.memory for group in batch.groups if group.memory is not None]
     if memories:
         pool = memories[0].pool
         assert isinstance(pool, Pool), "an encoder's role has a pool of its own"
-        pool.prepare(memory.pages_RP for memory in memories)
+        pool.prepare()
     hidden_NW = role.network.hidden(batch, role.pool)
     questions, first = [], 0
     for piece in ordered:

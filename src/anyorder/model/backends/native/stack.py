@@ -10,6 +10,7 @@ Shape suffixes as in `core.batch`; W width of the residual stream.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -89,6 +90,11 @@ class LayerStack:
         self._addresses: list[int] = []
         self._tables: dict[tuple[Rope, torch.dtype], Rotation] = {}
         """Cosines and sines of all positions that came up, and some more."""
+        self._bound: weakref.WeakKeyDictionary[KeyValuePool, ctypes.Array[Any]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """`_layers` with the addresses of a pool's pages: engines that share a network may run it
+        at the same time, each on its own pool."""
         self._layers = (_Layer * len(layers))()
         known = [
             sum(len(_tensors(module)) for module in found.values() if module is not None)
@@ -161,14 +167,9 @@ class LayerStack:
         keep: list[torch.Tensor] = []
         """What the structures point to."""
         ropes = self._config.ropes
-        page_size = 1
-        # A copy: engines that share a network may run it at the same time, each on its own pool.
-        layers = type(self._layers).from_buffer_copy(self._layers)
-        for index in range(first, last):
-            keys, values = pool.pages(index)
-            entry = layers[index]
-            page_size = keys.shape[1]
-            entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
+        layers = self._bound.get(pool)
+        if layers is None:
+            layers = self._bound[pool] = self._bind(pool)
         turns = (_Rotation * max(len(ropes), 1))()
         if ropes:
             num_positions = int(batch.positions_N.max()) + 1
@@ -188,7 +189,7 @@ class LayerStack:
             num_kv_heads=config.num_kv_heads,
             head_width=config.head_width,
             mlp_width=config.mlp_width,
-            page_size=page_size,
+            page_size=pool.pages(first)[0].shape[1],
             num_layers=last - first,
             num_groups=len(groups),
             num_threads=torch.get_num_threads(),
@@ -208,6 +209,13 @@ class LayerStack:
         function(ctypes.addressof(described))
         return x_NW
 
+    def _bind(self, pool: KeyValuePool) -> ctypes.Array[Any]:
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        for index, entry in enumerate(layers):
+            keys, values = pool.pages(index)
+            entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
+        return layers
+
     def _table(self, rope: Rope, dtype: torch.dtype, num_positions: int) -> Rotation:
         """Cosines and sines [positions, 1, width] of at least so many positions."""
         known = self._tables.get((rope, dtype))
@@ -224,6 +232,7 @@ class LayerStack:
         if addresses == self._addresses:
             return
         self._addresses = addresses
+        self._bound.clear()
         for index, (entry, found) in enumerate(zip(self._layers, self._modules, strict=True)):
             layer = self._config.layers[index]
             for name, field in _MATRICES.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.methods.matrix import TAGS, random, token, tokenizer
+from tests.methods.matrix_networks import TAGS, random, token, tokenizer
 from tests.tiny import assert_no_page_is_lost
 
 from anyorder.core.errors import GuideError

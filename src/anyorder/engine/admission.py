@@ -235,8 +235,8 @@ class Admission:
             self._require_tokenizer(name)
         if request.prompt_logprobs and abilities.source_length:
             raise InvalidRequest(
-                f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
-                "only models without an encoder can score one."
+                f"the encoder of {abilities.name} reads the prompt and gives it no probabilities "
+                "(prompt_logprobs); only models without an encoder can score one."
             )
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(

@@ -157,9 +157,12 @@ class EditingNetwork(Network, Protocol):
     """A decoder that tells what its text lacks and what does not belong there
     (`Abilities.num_insertions`)."""
 
-    def edits(self, hidden_MW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 logits, from rows of `hidden`: of how many tokens are missing behind the row's
-        [M, counts], and of it not belonging where it is [M]."""
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, from rows of `hidden` and those of the tokens behind (zeros: there is
+        none): of how many tokens are missing in between [M, counts], and of the row's own token not
+        belonging where it is [M]."""
 
 
 def dense_batch(

@@ -1,8 +1,8 @@
 """What a text lacks and what it has too much: two of the Levenshtein Transformer's three heads.
 
-arXiv 1905.11006; the third, which fills placeholders in, is the network's ordinary head. There, a
-gap's two neighbours are read side by side to tell how many tokens are missing in it. Here the left
-one says so: with attention both ways it knows the other, and a text needs no end to lean on.
+arXiv 1905.11006; the third, which fills placeholders in, is the network's ordinary head. As there,
+a gap's two neighbours side by side tell how many tokens are missing in it. Behind a text's last
+token there is nothing to read, so that a text needs no end to lean on.
 
 Shape suffixes: M rows, W width, C counts from 0.
 """
@@ -18,11 +18,14 @@ class Edits(nn.Module):
 
     def __init__(self, width: int, num_counts: int) -> None:
         super().__init__()
-        self.insertion = nn.Linear(width, num_counts)
+        self.insertion = nn.Linear(2 * width, num_counts)
         self.deletion = nn.Linear(width, 1)
 
-    def forward(self, hidden_MW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 logits: [M, C] of the missing tokens' number, the last being so many or more, and
-        [M] of the token not belonging where it is."""
-        deletions_M = self.deletion(hidden_MW)[:, 0]
-        return self.insertion(hidden_MW).float(), deletions_M.float()
+    def forward(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits: [M, C] of how many tokens are missing between two that stand side by side
+        (zeros: nothing is there), the last being so many or more, and [M] of the first one not
+        belonging where it is."""
+        insertions_MC = self.insertion(torch.cat((hidden_MW, behind_MW), dim=1))
+        return insertions_MC.float(), self.deletion(hidden_MW)[:, 0].float()

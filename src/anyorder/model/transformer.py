@@ -317,10 +317,13 @@ class Transformer(nn.Module):
         """See Network: a plain decoder has no further heads."""
         raise AssertionError("this network has one prediction head")
 
-    def edits(self, hidden_MW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 logits, for networks that edit: of how many tokens are missing behind the row's
-        [M, counts], and of it not belonging where it is [M]."""
-        return self.edit_head(hidden_MW)  # type: ignore[no-any-return]
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, for networks that edit, from rows of `hidden` and those of the tokens
+        behind (zeros: there is none): of how many tokens are missing in between [M, counts], and of
+        the row's own token not belonging where it is [M]."""
+        return self.edit_head(hidden_MW, behind_MW)  # type: ignore[no-any-return]
 
     def embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """The tokens' embeddings, scaled where the family scales them."""

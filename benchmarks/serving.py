@@ -166,8 +166,9 @@ async def memory(options: argparse.Namespace) -> Figures:
             every=1.0,
         )
         freed = await until_idle(server.port)
+        size = len(samples) / 10
         parts = [
-            statistics.mean(mb for at, mb in samples if i <= 10 * at / options.seconds < i + 1)
+            statistics.mean(mb for _, mb in samples[round(i * size) : round((i + 1) * size)])
             for i in range(10)
         ]
         return {

@@ -182,7 +182,7 @@ class Context(Protocol):
 
     @property
     def prompt(self) -> Seq[int]:
-        """Token ids of the prompt, at least one."""
+        """Token ids of the prompt; at least one, but for methods that `may_begin` without."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -299,8 +299,11 @@ class Context(Protocol):
     def ends(self, tokens: Seq[int]) -> bool:
         """Would a choice of exactly these new tokens be finished before the length limit?"""
 
-    def report_prompt(self, logprobs: Seq[float]) -> None:
-        """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""
+    def report_prompt(
+        self, logprobs: Seq[float], alternatives: Seq[Seq[tuple[int, float]]]
+    ) -> None:
+        """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`), and
+        for each of them the `Request.logprobs` likeliest tokens with theirs."""
 
     def report_embedding(self, vector: Seq[float]) -> None:
         """Hand over the prompt as a vector (`Request.embedding`)."""
@@ -318,6 +321,8 @@ class Method:
     (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
+    may_begin: ClassVar[bool] = False
+    """Does it need no prompt, on networks that tell a place by the mask that stands there?"""
     any_order: ClassVar[bool] = False
     """Does it place tokens in any order, canvas or not? Guides are finite automata then."""
     reads_text: ClassVar[bool] = False
@@ -370,6 +375,12 @@ class Method:
     @property
     def num_scratch_tokens(self) -> int:
         """Most tokens it keeps cached at once beyond prompt and final text."""
+        return 0
+
+    @property
+    def num_branches(self) -> int:
+        """Most sequences that it keeps at once beside the first, each with pages of its own that
+        are not full, where they go their own way and where they end."""
         return 0
 
     def cached_length(self, num_tokens: int, abilities: Abilities) -> int:

@@ -388,8 +388,11 @@ class Run:
     def ends(self, tokens: Seq[int]) -> bool:
         return self._rules.ends(tokens)
 
-    def report_prompt(self, logprobs: Seq[float]) -> None:
+    def report_prompt(
+        self, logprobs: Seq[float], alternatives: Seq[Seq[tuple[int, float]]]
+    ) -> None:
         self.handle.prompt_logprobs = list(logprobs)
+        self.handle.prompt_alternatives = [tuple(others) for others in alternatives]
 
     def report_embedding(self, vector: Seq[float]) -> None:
         self.handle.embedding = list(vector)

@@ -119,6 +119,7 @@ def test_an_answer_depends_on_the_request_alone(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_answers_depend_on_their_requests_alone(kind: str) -> None:
     check(kind, 200)

@@ -19,6 +19,8 @@ from anyorder.model.backends.linear import Linear
 from anyorder.model.backends.native import stack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear
 from anyorder.model.loaded import load
+from anyorder.model.loading import load_network
+from anyorder.model.saving import stored_tensors
 from anyorder.model.transformer import Transformer
 
 built = pytest.mark.skipif(
@@ -177,6 +179,46 @@ def test_which_layers_are_quantised(bits: Bits) -> None:
     assert odd.quantized_head is None
     assert not any(m.width % 64 for m in odd.modules() if isinstance(m, QuantizedLinear))
     assert any(isinstance(module, Linear) for module in odd.modules())
+
+
+class InMemory:
+    """`naming.TensorSource` over a network's own tensors."""
+
+    format = "safetensors"
+
+    def __init__(self, network: Transformer) -> None:
+        self.tensors = stored_tensors(network)
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.tensors[name] if out is None else out.copy_(self.tensors[name].view_as(out))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_network_is_quantised_while_it_is_loaded(bits: Bits, tied: bool) -> None:
+    """Matrix by matrix and part by part, with the same result."""
+    sizes = {"width": 64, "head_width": 32, "mlp_width": 128, "vocabulary_size": 1061}
+    settings = config(**sizes, tied_embeddings=tied)
+    whole = Transformer.random(settings, seed=0)
+    source = InMemory(whole)
+    loaded = load_network(settings, source, dtype=torch.float32, bits=bits)
+    assert not any(isinstance(module, Linear) for module in loaded.modules())
+    whole.quantize(bits)
+    found = loaded.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    head = loaded.quantized_head if tied else loaded.head
+    assert isinstance(head, QuantizedLinear)
+    weight_VW = source.read("model.embed_tokens.weight" if tied else "lm_head.weight")
+    step = weight_VW.view(1061, -1, 32).abs().amax(-1) if head.bits == 8 else 2.0
+    bound = torch.as_tensor(step / (127 if head.bits == 8 else 15)).max()
+    assert (head.expanded(torch.float32) - weight_VW).abs().max() < bound
 
 
 @pytest.mark.parametrize("quantize", ["int3", "8", ""])

@@ -90,10 +90,13 @@ def load(
             return LoadedModel(network=drawing, abilities=abilities, tokenizer=tokenizer)
         config, tensors = open_folder(found.path)
     network = load_network(
-        config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
+        config,
+        tensors,
+        dtype=dtype,
+        device=device,
+        bits=bits,
+        progress=_stage(progress, "loading"),
     )
-    if bits is not None:
-        network.quantize(bits)
     abilities = abilities_of(found.name, config, tokenizer)
     if found.kind == "folder":
         abilities = recorded(found.path, abilities)

@@ -26,6 +26,7 @@ BLOCK = 16
 """Outputs that lie together, as `native/quantized.inc` reads them."""
 _REGISTER = 64
 """Widths are multiples of it: two groups lie together."""
+_AT_A_TIME = 64 * BLOCK
 
 
 class QuantizedLinear(nn.Module):
@@ -40,19 +41,16 @@ class QuantizedLinear(nn.Module):
         assert not weight_OI.shape[1] % _REGISTER, "fits() was asked"
         self.bits = bits
         self.num_outputs, self.width = weight_OI.shape
-        groups_OG32 = weight_OI.detach().float().view(self.num_outputs, -1, GROUP)
-        if bits == 8:
-            scales_OG = (groups_OG32.abs().amax(-1) / 127.0).half()
-            units = (groups_OG32 / _divisor(scales_OG)).round().clamp(-127, 127) + 128
-            factors = [scales_OG]
-        else:
-            low_OG, high_OG = groups_OG32.aminmax(dim=-1)
-            lows_OG = low_OG.half()
-            scales_OG = ((high_OG - low_OG) / 15.0).half()
-            shifted = groups_OG32 - lows_OG.float()[..., None]
-            units = (shifted / _divisor(scales_OG)).round().clamp(0, 15)
-            factors = [scales_OG, lows_OG]
-        self.register_buffer("packed", _pack(units.to(torch.uint8), factors, bits))
+        # Some outputs at a time: what is needed on the way is several times the result.
+        packed = None
+        for first, part_OI in enumerate(torch.split(weight_OI.detach(), _AT_A_TIME)):
+            part = _quantize(part_OI, bits)
+            if packed is None:
+                num_blocks = -(-self.num_outputs // BLOCK)
+                packed = part.new_empty(num_blocks, *part.shape[1:])
+            packed[first * _AT_A_TIME // BLOCK :][: len(part)] = part
+        assert packed is not None, "a matrix has outputs"
+        self.register_buffer("packed", packed)
         self.register_buffer("bias", None if bias_O is None else bias_O.detach().clone())
 
     @staticmethod
@@ -108,6 +106,21 @@ class QuantizedLinear(nn.Module):
         return F.linear(x_NI, self.expanded(x_NI.dtype), self.bias)
 
 
+def _quantize(weight_OI: torch.Tensor, bits: Bits) -> torch.Tensor:
+    """Packed blocks of some outputs."""
+    groups_OG32 = weight_OI.float().view(len(weight_OI), -1, GROUP)
+    if bits == 8:
+        scales_OG = (groups_OG32.abs().amax(-1) / 127.0).half()
+        units = (groups_OG32 / _divisor(scales_OG)).round().clamp(-127, 127) + 128
+        return _pack(units.to(torch.uint8), [scales_OG], bits)
+    low_OG, high_OG = groups_OG32.aminmax(dim=-1)
+    lows_OG = low_OG.half()
+    scales_OG = ((high_OG - low_OG) / 15.0).half()
+    shifted = groups_OG32 - lows_OG.float()[..., None]
+    units = (shifted / _divisor(scales_OG)).round().clamp(0, 15)
+    return _pack(units.to(torch.uint8), [scales_OG, lows_OG], bits)
+
+
 def _pack(units_OG32: torch.Tensor, factors: list[torch.Tensor], bits: Bits) -> torch.Tensor:
     """Blocks of 16 outputs (the last one filled up with zeros), two groups at a time: their scales
     and lows, then their values by fours."""
@@ -132,12 +145,17 @@ def _divisor(scales_OG: torch.Tensor) -> torch.Tensor:
 
 def quantize_linears(network: nn.Module, bits: Bits) -> int:
     """Put a quantised layer in the place of every linear layer that fits one; returns how many."""
-    count = 0
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, Linear) or not QuantizedLinear.fits(module.weight):
-            continue
-        parent, _, attribute = name.rpartition(".")
-        quantized = QuantizedLinear(module.weight, module.bias, bits)
-        setattr(network.get_submodule(parent), attribute, quantized)
-        count += 1
-    return count
+    return sum(quantize_module(network, name, bits) for name, _ in list(network.named_modules()))
+
+
+def quantize_module(network: nn.Module, name: str, bits: Bits) -> bool:
+    """The same for one module, once it has all its weights; False if it stays as it is."""
+    module = network.get_submodule(name)
+    if not isinstance(module, Linear) or not QuantizedLinear.fits(module.weight):
+        return False
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return False
+    parent, _, attribute = name.rpartition(".")
+    quantized = QuantizedLinear(module.weight, module.bias, bits)
+    setattr(network.get_submodule(parent), attribute, quantized)
+    return True

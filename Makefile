@@ -77,8 +77,8 @@ docs-check: $(READY) ## fail if a generated page of docs is stale
 model: $(READY) ## fetch the default model, once
 	$(BIN)/anyorder models pull $(MODEL)
 
-bench: model ## anyorder beside transformers, ratios
-	$(BIN)/python -m benchmarks.compare
+bench: model ## anyorder beside other engines and every method; renews the tables of docs/performance.md
+	$(BIN)/anyorder bench --peers --methods --output docs/performance.json
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist src/*.egg-info

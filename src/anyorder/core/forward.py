@@ -307,7 +307,7 @@ class Outputs:
     (`Abilities.num_links`); the rows are all of its vertices, in order."""
     edits: bool = False
     """What is missing behind each row's token, and whether the token belongs there, of networks
-    that tell (`Abilities.num_insertions`); such a row has no other outputs."""
+    that tell (`Abilities.num_insertions`); the rows lie side by side and have no other outputs."""
     features: tuple[int, ...] = ()
     """The residual stream after so many layers, side by side, of *all* tokens of the request: what
     drafters read. Prefixes are not taken from the cache then."""

@@ -91,8 +91,11 @@ def by_hand(
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize(("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6)])
+@pytest.mark.parametrize(
+    ("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6), (0, 9)]
+)
 def test_cached_blocks_equal_no_cache(shift: bool, num_prompt: int, num_new: int) -> None:
+    num_prompt = num_prompt or shift  # to tell the first place by what is before it
     prompt = list(range(3, 3 + num_prompt))
     model = block_model(token_shift=shift)
     options: dict[str, object] = {"commit": "confidence"}

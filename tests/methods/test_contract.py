@@ -21,7 +21,13 @@ import torch
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
 from anyorder.core import lookup
-from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
+from anyorder.core.errors import (
+    InvalidRequest,
+    PoolTooSmall,
+    UnknownName,
+    UnsupportedMethod,
+    UserError,
+)
 from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
 from anyorder.core.plans import PlanTokens
@@ -348,8 +354,18 @@ def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
 
 def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Completion]) -> None:
     engine = contract_engine(cache_tokens=400)
-    order = shuffled(5)
+    order = [index for index in shuffled(5) if fits(engine, ALL[index])]
+    assert len(order) > 0.9 * len(ALL)
     assert_same(engine, order, alone)
+
+
+def fits(engine: Engine, request: Request) -> bool:
+    """Is it not refused for what it may need by itself?"""
+    try:
+        engine.abort(engine.submit(request))
+    except PoolTooSmall:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -44,7 +44,16 @@ class Admission:
         """Look up, tokenise and check; UserError says what is wrong and what is allowed."""
         method = self._method(request)
         abilities = self._target.abilities
-        given = prompt = self.encode(request.prompt, "prompt")
+        told_in_place = not (
+            abilities.source_length or abilities.token_shift or abilities.canvas_length
+        )
+        may_begin = method.may_begin and told_in_place
+        given = prompt = self.encode(request.prompt, "prompt", may_be_empty=may_begin)
+        if not prompt and request.guidance_scale != 1.0:
+            raise InvalidRequest(
+                "guidance steers towards the prompt, and the prompt is empty; give at least one "
+                "token, or leave guidance_scale at 1."
+            )
         source: list[int] = []
         if abilities.source_length:
             source, prompt = given, list(abilities.text_rules.start_tokens)
@@ -192,11 +201,12 @@ class Admission:
             max_new_tokens=prepared.max_new_tokens,
             tokenizer=self._tokenizer,
             guide=guide,
-            continued=not prepared.source,
+            continued=bool(prepared.prompt) and not prepared.source,
         )
 
-    def encode(self, prompt: Prompt, name: str) -> list[int]:
-        """Token ids of text, chat messages or ids; at least one, all inside the vocabulary."""
+    def encode(self, prompt: Prompt, name: str, *, may_be_empty: bool = False) -> list[int]:
+        """Token ids of text, chat messages or ids, all inside the vocabulary; at least one, unless
+        it may be empty."""
         if isinstance(prompt, str):
             tokens = self._require_tokenizer(f"a {name} given as text").encode(prompt)
             closing = self._target.abilities.closing_tokens
@@ -212,7 +222,7 @@ class Admission:
         else:
             tokens = list(prompt)  # type: ignore[arg-type]  # checked right below
             self._check_ids(name, tokens)
-        if not tokens:
+        if not tokens and not may_be_empty:
             raise InvalidRequest(f"the {name} is empty; give at least one token.")
         return tokens
 
@@ -305,6 +315,7 @@ class Admission:
             )
         num_tokens = len(prompt) + wanted
         num_scratch = method.cached_length(num_tokens, abilities) - num_tokens
+        num_scratch += 2 * (self._target.store.page_size - 1) * method.num_branches
         if num_tokens + num_scratch > pool:
             more = f", and {num_scratch} more that {request.method} works on,"
             scratch = more if num_scratch else ""

@@ -47,7 +47,7 @@ def test_rounds_and_files(run: Run, model: str, tmp_path: Path) -> None:
     page.write_text(f"# Speed\n\n{marks[0]}\nold\n{marks[1]}\n\nthe end\n")
     flags = ["-m", model, "--work", "memory", "--threads", "1", "--rounds", "1"]
     first = run("bench", *flags, "--output", str(output))
-    assert "memory, MB" in first.out and "1 rounds" in first.out
+    assert "memory, MB" in first.out and "1 round." in first.out
     # Four bits are too few for a tiny random network, and that is told by the exit code.
     assert first.code == 1 and "differs at token" in first.out
     again = run("bench", *flags, "--output", str(output), "--append", "--json")
@@ -64,3 +64,17 @@ def test_rounds_and_files(run: Run, model: str, tmp_path: Path) -> None:
         run("bench", *flags, "--threads", "2", "--output", str(output), "--append"),
         "of threads 1, not 2",
     )
+
+
+def test_methods(run: Run, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("anyorder.model.shipping.shipped_models", dict)
+    monkeypatch.setattr("anyorder.evaluation.benchmarks.methods.NUM_NEW", 4)
+    output = str(tmp_path / "bench.json")
+    flags = ["-m", model, "--methods", "--threads", "1", "--rounds", "1", "--output", output]
+    outcome = run("bench", *flags)
+    assert outcome.code == 0, outcome.err
+    assert "all in one batch" in outcome.out and "| the same" in outcome.out
+    found = run("bench", *flags, "--append", "--json").json["methods"]
+    assert {"autoregressive", "speculative", "jacobi"} <= set(found["alone"])
+    assert len(found["alone"]["jacobi"]["tokens_per_second"]) == 2
+    assert "masked_diffusion" in found["left_out"] and not found["batches"][model]["differing"]

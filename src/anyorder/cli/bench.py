@@ -171,7 +171,7 @@ def _methods(arguments: argparse.Namespace, results: Results) -> None:
     from anyorder.engine.engine import Engine
     from anyorder.evaluation.benchmarks.methods import measure
     from anyorder.evaluation.benchmarks.results import machine, num_cores, own_versions
-    from anyorder.evaluation.benchmarks.session import copies, sample_text
+    from anyorder.evaluation.benchmarks.session import openings, sample_text
     from anyorder.model.shipping import shipped_models
 
     results.machine = machine(num_cores())
@@ -184,7 +184,7 @@ def _methods(arguments: argparse.Namespace, results: Results) -> None:
             [method.name for method in methods()],
             [arguments.model, *shipped_models()],
             Engine,
-            copies(sample_text()),
+            openings(sample_text()),
             rounds=arguments.rounds,
             progress=shown,
         )

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -49,10 +50,10 @@ def peak(torch: Any, dtype: str) -> float:
     for side in _SIDES:
         if dtype == "int8":
             a, b = (torch.ones(side, side, dtype=torch.int8) for _ in range(2))
-            seconds = best(lambda a=a, b=b: torch._int_mm(a, b))
+            seconds = best(partial(torch._int_mm, a, b))
         else:
             a, b = (torch.ones(side, side, dtype=getattr(torch, dtype)) for _ in range(2))
-            seconds = best(lambda a=a, b=b: a @ b)
+            seconds = best(partial(torch.mm, a, b))
         rates.append(2 * side**3 / seconds / 1e12)
     return max(rates)
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence as Seq
 from anyorder.evaluation.benchmarks.goals import GOALS, MIXED_GOAL, Goal
 from anyorder.evaluation.benchmarks.method_results import MethodResults
 from anyorder.evaluation.benchmarks.results import Results, ratios
-from anyorder.evaluation.benchmarks.sides import Side, is_peer
+from anyorder.evaluation.benchmarks.sides import SIDES, Side, is_peer
 from anyorder.evaluation.benchmarks.works import WORKS, Work
 from anyorder.evaluation.tables import Cell, Column, Table
 
 _WORKS = {work.name: work for work in WORKS}
+_ORDER = {side.name: place for place, side in enumerate(SIDES)}
 
 
 def markdown(results: Results) -> str:
@@ -26,8 +27,10 @@ def markdown(results: Results) -> str:
         parts.append(limits(results).markdown())
     if results.checks:
         parts.append(checks(results).markdown())
-    if results.methods.alone:
-        parts += [methods(results.methods).markdown(), mixed(results.methods).markdown()]
+    if results.methods.alone or results.methods.left_out:
+        parts.append(methods(results.methods).markdown())
+    if results.methods.batches:
+        parts.append(mixed(results.methods).markdown())
     parts.append(conditions(results))
     return "\n".join(parts)
 
@@ -168,7 +171,7 @@ def checks(results: Results) -> Table:
             "tolerance": f"{check.tolerance:g}",
             "perplexity": check.perplexity,
         }
-        for name, check in results.checks.items()
+        for name, check in sorted(results.checks.items(), key=lambda item: _ORDER[item[0]])
     ]
     return Table(
         columns=[
@@ -251,5 +254,5 @@ def conditions(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return (
         f"{results.model}, {results.num_parameters / 1e6:,.0f} million parameters; "
-        f"{results.threads} threads; {rounds} rounds.\n{where}\n{versions}\n"
+        f"{results.threads} threads; {rounds} round{'s' * (rounds != 1)}.\n{where}\n{versions}\n"
     )

@@ -20,6 +20,7 @@ _WINDOW, _NUM_WINDOWS = 256, 10
 _PROMPT, _NUM_PROMPTS = 64, 4
 _EXCERPT, _RESUMED, _NUM_EXCERPTS = 900, 120, 8
 """Characters: of a text to copy, and of its beginning that follows once more."""
+_OPENING = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,11 @@ def copies(text: str) -> list[str]:
         excerpt = text[begins : begins + _EXCERPT]
         found.append(f"{excerpt}\n\n{excerpt[:_RESUMED]}")
     return found
+
+
+def openings(text: str) -> list[str]:
+    """Short prompts from all over the text."""
+    return [part[:_OPENING] for part in copies(text)]
 
 
 def _encode(reference: Asked, text: str) -> list[int]:

@@ -24,9 +24,10 @@ from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.method import TextRules
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
-from anyorder.methods.insertion import _pick, _within
+from anyorder.methods.insertion import _pick, _Text, _Token, _within
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.loaded import LoadedModel, abilities_of
+from anyorder.sampling.windows import compatible
 
 MASK, START, COUNTS = 60, 1, 6
 
@@ -254,6 +255,41 @@ def test_bans_hold_among_tokens_that_become_neighbours() -> None:
             engine = tiny_engine(model=editor(banned=pair))
             assert pair not in itertools.pairwise(generate(source(seed), engine, **short).tokens)
     assert num_repeating and deletions
+
+
+class Bench:
+    """As much of a context as deletions ask for; 7 8 and 1 9 are banned, 1 ends the prompt."""
+
+    request = Request(prompt=[1])
+    canvas = None
+    max_new_tokens = 9
+
+    def compatible(self, *given: Any, fresh: bool) -> list[int]:
+        banned = [(7, 8), (1, 9)]
+        return compatible([1], *given, banned=banned, no_repeat_ngram=0, fresh=fresh)
+
+    def preview(self, *given: Any) -> None:
+        """Nobody looks."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([(7, -1.0), (5, 0.0), (8, -2.0)], [7]),
+        ([(7, -2.0), (5, 0.0), (8, -1.0)], [8]),
+        ([(5, 0.0), (9, -1.0), (6, -2.0)], [6]),
+        ([(6, -1.0), (5, 0.0), (9, -1.0)], [6, 9]),
+        ([(7, -1.0), (5, 0.0), (8, -1.5), (6, -2.0)], [7, 6]),
+    ],
+)
+def test_what_may_not_stand_where_it_comes_to_stand_is_taken_out(
+    before: list[tuple[int, float]], after: list[int]
+) -> None:
+    """5 does not belong."""
+    text = _Text(Bench(), None)  # type: ignore[arg-type]
+    text._tokens = [_Token(id=token, logprob=logprob) for token, logprob in before]
+    assert text.delete([0.9 if token == 5 else 0.1 for token, _ in before])
+    assert text.line == after
 
 
 def test_the_history_tells_of_insertions_and_deletions() -> None:

@@ -104,6 +104,7 @@ def test_sides_whose_tokens_differ_are_not_compared() -> None:
     assert by_work(found)["single-stream decode, 4-bit"]["theirs"].endswith("llama.cpp as it comes")
     differing(found, "anyorder int4")
     assert "single-stream decode, 4-bit" not in by_work(found)
+    assert "| anyorder int4 (differs)" in report.everything(found).markdown()
     table = report.checks(found).markdown()
     assert table.count("differs at token 7 by 3 nats") == 2 and "90.000" in table
 

@@ -107,7 +107,10 @@ def everything(results: Results) -> Table:
     columns = [Column(key="side", title="engine and weights")]
     columns += [Column(key=work.name, title=f"{work.name}, {work.unit}") for work in works]
     rows = [
-        {"side": side.name, **{work.name: _figure(results, side, work) for work in works}}
+        {
+            "side": _named(results, side),
+            **{work.name: _figure(results, side, work) for work in works},
+        }
         for side in results.sides()
     ]
     notes = [f"{work.name}: {work.title}." for work in works]
@@ -115,6 +118,11 @@ def everything(results: Results) -> Table:
     for name, failures in results.figures.failures.items():
         notes += [f"{side} failed at {name}: {words}" for side, words in failures.items()]
     return Table(columns=columns, rows=rows, notes=("\n".join(f"- {note}" for note in notes),))
+
+
+def _named(results: Results, side: Side) -> str:
+    differs = side.name in results.checks and results.checks[side.name].differs
+    return f"{side.name} (differs)" if differs else side.name
 
 
 def _figure(results: Results, side: Side, work: Work) -> str | None:

@@ -39,7 +39,7 @@ class Plan:
     works: Seq[Work]
     vocabulary: int
     copied: Seq[list[int]] = ()
-    """Prompts whose answers copy from them, for works that do; one a round, then again from the
+    """Prompts whose answers copy from them, for works that do; four a round, then again from the
     first."""
 
 
@@ -58,12 +58,12 @@ def measure(plan: Plan, figures: Figures, start: Start, *, rounds: int, progress
                     progress(f"round {number + 1}, {work.name}: {side.name}", done, total)
                     done += 1
                     failures = figures.failures.setdefault(work.name, {})
-                    if side.name in failures or (work.copies and not side.looks_up):
+                    if side.name in failures:
                         continue
                     if side.name not in workers:
                         workers[side.name] = start(side)
                     try:
-                        figure = _figure(plan, work, workers[side.name], number)
+                        figure = _figure(plan, work, side, workers[side.name], number)
                     except WorkerDied as error:
                         failures[side.name] = str(error)
                         workers.pop(side.name).close()
@@ -76,14 +76,20 @@ def measure(plan: Plan, figures: Figures, start: Start, *, rounds: int, progress
     progress("rounds", total, total)
 
 
-def _figure(plan: Plan, work: Work, worker: Asked, number: int) -> float:
-    def ask(call: Call, what: str) -> Answer:
+def _figure(plan: Plan, work: Work, side: Side, worker: Asked, number: int) -> float:
+    def ask(call: Call, what: str, *, lookup: bool = False) -> Answer:
         seed = f"{work.name} {number} {what}"
         asked = prompts(call, vocabulary=plan.vocabulary, seed=seed)
         if work.copies:
-            asked = [plan.copied[(number + (what == "warm-up")) % len(plan.copied)]]
-        return worker.generate(asked, call.num_new, lookup=work.copies)
+            # Another text every time: a prompt seen before would be in prefix caches.
+            place = 4 * number + 2 * lookup + (what == "warm-up")
+            asked = [plan.copied[place % len(plan.copied)]]
+        return worker.generate(asked, call.num_new, lookup=lookup)
 
-    if work.warm_up is not None:
-        ask(work.warm_up, "warm-up")
-    return work.figure([ask(call, str(index)) for index, call in enumerate(work.calls)])
+    answers = []
+    for lookup in (False, True) if work.copies and side.looks_up else (False,):
+        if work.warm_up is not None:
+            ask(work.warm_up, "warm-up", lookup=lookup)
+        calls = enumerate(work.calls)
+        answers += [ask(call, str(index), lookup=lookup) for index, call in calls]
+    return work.figure(answers)

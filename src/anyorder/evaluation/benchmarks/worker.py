@@ -281,8 +281,8 @@ class OpenVino:
 
     def nats(self, windows: Tokens) -> float:
         """One pass a window of the same network, outside the pipeline."""
-        core = import_module("openvino").Core()
-        compiled = core.compile_model(
+        library: Any = import_module("openvino")
+        compiled = library.Core().compile_model(
             str(Path(self.weights) / "openvino_model.xml"), "CPU", self.settings
         )
         names = {name for port in compiled.inputs for name in port.get_names()}

@@ -84,9 +84,9 @@ def _read(seen: Streamed, line: bytes, now: float) -> None:
     if data.get("usage"):
         seen.num_tokens = data["usage"]["completion_tokens"]
     for choice in data.get("choices", ()):
-        seen.text += choice["text"]
-        seen.reason = choice["finish_reason"] or seen.reason
-        if seen.first is None and choice["text"]:
+        seen.text += choice.get("text") or ""
+        seen.reason = choice.get("finish_reason") or seen.reason
+        if seen.first is None and choice.get("text"):
             seen.first = now
 
 

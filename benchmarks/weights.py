@@ -16,7 +16,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from typing import Any
 
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
@@ -24,8 +24,10 @@ def convert(gguf: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     for dtype in (torch.float32, torch.bfloat16):
         model.to(dtype).save_pretrained(folder / str(dtype).removeprefix("torch."))
+        tokenizer.save_pretrained(folder / str(dtype).removeprefix("torch."))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def imports(path: str, source: str) -> Iterator[tuple[str, bool]]:
                 base = ".".join([*here[: len(here) - node.level + 1], *filter(None, [node.module])])
             # `from anyorder.engine import engine` may name a module: the longer name is tried too.
             yield from ((f"{base}.{alias.name}", now) for alias in node.names)
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             name = node.args[0]
             known = isinstance(name, ast.Constant)
             yield str(name.value) if known else "anyorder.(a name made at run time)", now

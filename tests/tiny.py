@@ -43,7 +43,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 def tiny_encoder_decoder_config(**changes: Any) -> ModelConfig:
     """`tiny_config` with an encoder of the same kind."""
-    own = {"length_classes", "text_rules", "vertices_per_token", "link_heads"}
+    own = {"length_classes", "text_rules", "vertices_per_token", "link_heads", "insertion_classes"}
     encoder = tiny_config(**{name: value for name, value in changes.items() if name not in own})
     return tiny_config(**changes, encoder=encoder)
 

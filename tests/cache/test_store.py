@@ -11,7 +11,7 @@ from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
 from anyorder.cache.prefix import page_keys
 from anyorder.cache.store import PagedStore
-from anyorder.core.forward import BIDIRECTIONAL, CAUSAL, Tree
+from anyorder.core.forward import BIDIRECTIONAL, CAUSAL, Blocks, Tree
 from anyorder.core.sequence import Sequence
 
 PAGE = 4
@@ -176,6 +176,52 @@ def test_only_causal_pages_are_published() -> None:
     run(store, sequence, [10, 11, 12, 13], BIDIRECTIONAL)
     store.publish(sequence, 8)
     assert len(store.prefixes) == 1
+
+
+def test_keys_of_blocks_depend_on_all_that_their_tokens_saw() -> None:
+    tokens = list(range(12))
+    keys = page_keys(tokens, PAGE, salt="a", attention=Blocks(size=3))
+    assert len(keys) == 3 and keys[0] != page_keys(tokens, PAGE, salt="a")[0]
+    assert keys[0] != page_keys(tokens, PAGE, salt="a", attention=Blocks(size=6))[0]
+    for place, num_same in ((2, 0), (5, 0), (6, 1), (8, 1), (9, 2)):
+        other = [*tokens[:place], 99, *tokens[place + 1 :]]
+        found = page_keys(other, PAGE, salt="a", attention=Blocks(size=3))
+        same = [one == two for one, two in zip(found, keys, strict=True)]
+        assert same == [page < num_same for page in range(3)]
+        again = page_keys(other, PAGE, salt="a", known=found[:1], attention=Blocks(size=3))
+        assert again == found
+    assert len(page_keys(tokens, PAGE, salt="a", attention=Blocks(size=5))) == 2
+    assert page_keys(tokens, PAGE, salt="a", attention=Blocks(size=16)) == []
+    assert page_keys(tokens, PAGE, salt="a", attention=BIDIRECTIONAL) == []
+
+
+def test_whole_blocks_are_shared_and_the_rest_of_their_last_page_is_run_anew() -> None:
+    store, blocks, tokens = make_store(), Blocks(size=5), list(range(13))
+    first = store.open()
+    run(store, first, tokens, blocks)
+    store.publish(first, 13)
+    assert len(store.prefixes) == len(first.page_keys) == 2  # of ten whole tokens
+
+    again = store.open()
+    keys = store.keys([*tokens, 50, 60], "", blocks)
+    assert store.attach(again, tokens, keys, 10, blocks) == again.length == 5
+    assert len(again.pages) == 2 and again.spans[0].attention == blocks
+    run(store, again, [5, 6, 7, 8, 9, 70, 80], blocks)
+    assert cached(store, again) == [*range(10), 70, 80] and cached(store, first) == tokens
+    assert again.spans[0].num_kept == 12 and len(again.spans) == 1
+    assert_consistent(store, [first, again])
+    store.drop(again)
+    assert store.attach(again, again.tokens, store.keys(again.tokens, "", blocks), 12, blocks) == 5
+
+    causally = store.open()
+    assert store.attach(causally, tokens, store.keys(tokens, ""), 12) == 0
+    # A block that is cut is another one: nothing is told of it under its old name.
+    store.discard(first, 7)
+    assert first.page_keys == keys[:1]
+    store.discard(first, 5)
+    run(store, first, [5, 6, 7, 8, 99], blocks)
+    store.publish(first, 10)
+    assert first.page_keys == store.keys([*range(9), 99], "", blocks) != keys[:2]
 
 
 def test_drop_and_replay_keep_the_tokens() -> None:

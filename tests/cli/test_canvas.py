@@ -100,5 +100,11 @@ def test_a_method_that_cannot_fill_names_those_that_can(run: Run, masked: str, m
         "autoregressive cannot fill in a canvas. Methods of this model that can: none."
         in answer.err
     )
-    answer = run("generate", "-m", masked, "--method", "masked_diffusion", "--canvas", CANVAS)
-    assert answer.code == 2 and "the prompt is empty; give at least one token" in answer.err
+
+
+def test_a_canvas_needs_no_prompt_where_masks_are_told_in_place(run: Run, masked: str) -> None:
+    flags = ("-m", masked, "--method", "masked_diffusion")
+    answer = run("generate", *flags, "--canvas", CANVAS)
+    assert answer.code == 0 and re.fullmatch(FIXED, answer.out.removesuffix("\n"))
+    answer = run("generate", *flags, "--canvas", CANVAS, "--guidance-scale", "2")
+    assert answer.code == 2 and "steers towards the prompt, and the prompt is empty" in answer.err

@@ -12,7 +12,7 @@ import torch
 from tests.cli.checkpoint import save_checkpoint
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
-from anyorder.core.errors import InvalidRequest, UnsupportedMethod
+from anyorder.core.errors import InvalidRequest, RequestFailed, UnsupportedMethod
 from anyorder.core.forward import (
     BIDIRECTIONAL,
     CanvasRows,
@@ -127,6 +127,33 @@ def test_places_beyond_the_limit_are_dropped(submit: Any) -> None:
     engine = masked_engine()
     completion, _ = drain(engine, submit(engine, revealing([[7, 2, 1, 0]]), max_new_tokens=2))
     assert completion.tokens == [10, 11] and completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize("choices", [False, True])
+@pytest.mark.parametrize("order", [[], [[0, 1]], [[0], [2, 3]]])
+def test_a_text_that_its_method_leaves_unfinished_is_an_error(
+    submit: Any, order: list[list[int]], choices: bool
+) -> None:
+    engine = masked_engine()
+    other = engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=5))
+    handle = submit(engine, revealing(order), max_new_tokens=4, choices=choices)
+    while engine.tick():
+        pass
+    with pytest.raises(RequestFailed, match="returned before its text was finished; a method"):
+        handle.result()
+    assert other.result().choices
+    assert_no_page_is_lost(engine)
+
+
+def test_a_search_may_find_fewer_texts_than_were_asked_for(submit: Any) -> None:
+    def script(context: Context) -> Decoding:
+        with context.sequence() as sequence:
+            yield from forward(sequence, context.prompt, 0)
+            context.emit([10, END], [-0.5, -0.5], choice=0)
+
+    engine = masked_engine()
+    completion, _ = drain(engine, submit(engine, script, choices=True, n=3, max_new_tokens=4))
+    assert [choice.tokens for choice in completion.choices] == [[10, END]]
 
 
 def test_a_place_is_revealed_once(submit: Any) -> None:

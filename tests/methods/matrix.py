@@ -12,37 +12,18 @@ import dataclasses
 import functools
 import math
 import re
-import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from tests.model.test_calm import SIZES
-from tests.model.test_calm import fields as calm_fields
-from tests.tiny import CONTEXT, tiny_config, tiny_encoder_decoder_config
-from tests.training.runs import byte_tokenizer
+from tests.methods.matrix_networks import WORDS, Kind, network_for, random, token
 
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest, UserError
-from anyorder.core.method import Abilities, Method, TextRules
-from anyorder.core.plans import PlanTokens
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
-from anyorder.model.calm import calm_abilities, make_calm
-from anyorder.model.calm_autoencoder import CalmAutoencoder, start
-from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
-from anyorder.model.encoder_decoder import EncoderDecoder
-from anyorder.model.loaded import LoadedModel
-from anyorder.model.tokenizer import Tokenizer
-from anyorder.model.transformer import Transformer
 
-MASK, TAGS_FROM, VOCABULARY = 257, 258, 266
-TAGS = PlanTokens(topic=258, topic_end=259, span=260, span_end=261, sync=262, pad=263,
-                  digits={264: "1", 265: "2"})  # fmt: skip
-WORDS = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
 LENGTH = 10
 OPTIONS: dict[str, dict[str, object]] = {
     "gibbs": {"sweeps": 2, "burn_in": 1},
@@ -61,116 +42,6 @@ Outcome = bool | str
 """Honoured, not applicable, or the message of what refuses it."""
 
 
-# ---------------------------------------------------------------------------------- the networks
-@functools.cache
-def tokenizer() -> Tokenizer:
-    """One of bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        return Tokenizer.from_folder(byte_tokenizer(Path(folder)))
-
-
-def token(letter: str) -> int:
-    """Its id."""
-    (found,) = tokenizer().encode(letter, add_special=False)
-    return found
-
-
-def abilities(**changes: Any) -> Abilities:
-    """All that a decoder may be able to do."""
-    return Abilities(
-        **{
-            "name": "tiny",
-            "vocabulary_size": VOCABULARY,
-            "context_length": CONTEXT,
-            "num_layers": 2,
-            "attention": frozenset({"causal", "bidirectional"}),
-            "mask_token": MASK,
-            "num_heads": 2,
-            "block_size": 5,
-            "plan_tokens": TAGS,
-            **changes,
-        }
-    )
-
-
-def heads(readout: torch.Tensor | None = None) -> MedusaHeads:
-    """Two further prediction heads: random, or of one known readout."""
-    made = MedusaHeads(num_heads=2, num_blocks=1, width=32, vocabulary=VOCABULARY).double()
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in made.requires_grad_(False).named_parameters():
-        parameter.normal_(0.0, 0.2, generator=generator)
-        if readout is not None:
-            parameter.copy_(readout if parameter.shape == readout.shape else 0 * parameter)
-        assert name
-    return made
-
-
-@functools.cache
-def known() -> LoadedModel:
-    """Says the same everywhere: all embeddings are equal, and no layer adds to them."""
-    layers = tiny_config().layers[:1]
-    config = tiny_config(vocabulary_size=VOCABULARY, tied_embeddings=False, layers=layers)
-    network = Transformer.random(config, seed=0, dtype=torch.float64)
-    for name, parameter in network.named_parameters():
-        parameter.fill_(1.0 if name.endswith("norm.weight") or "embedding" in name else 0.0)
-    logits_V = torch.full((VOCABULARY,), -60.0, dtype=torch.float64)
-    for letter, probability in WORDS.items():
-        logits_V[token(letter)] = math.log(probability)
-    network.head.weight.copy_((logits_V / config.width)[:, None].expand(-1, config.width))
-    further = heads(network.head.weight)
-    return LoadedModel(
-        network=NetworkWithHeads(network, further), abilities=abilities(), tokenizer=tokenizer()
-    )
-
-
-@functools.cache
-def random(seed: int) -> LoadedModel:
-    """A random network."""
-    config = tiny_config(vocabulary_size=VOCABULARY)
-    network = Transformer.random(config, seed=seed, dtype=torch.float64)
-    return LoadedModel(
-        network=NetworkWithHeads(network, heads()), abilities=abilities(), tokenizer=tokenizer()
-    )
-
-
-@functools.cache
-def encoder_decoder() -> LoadedModel:
-    """A random encoder-decoder that masks, plans and predicts ahead like the others."""
-    rules = TextRules(start_tokens=(1,))
-    config = tiny_encoder_decoder_config(vocabulary_size=VOCABULARY, text_rules=rules)
-    network = EncoderDecoder.random(config, seed=0, dtype=torch.float64)
-    for layer in network.layers:  # else a tied head repeats the last token, whatever the source
-        layer.cross.out.weight.mul_(6.0)
-    return LoadedModel(
-        network=NetworkWithHeads(network, heads()),
-        abilities=abilities(source_length=CONTEXT, text_rules=rules),
-        tokenizer=tokenizer(),
-    )
-
-
-@functools.cache
-def patches() -> LoadedModel:
-    """A random network that draws patches."""
-    sizes = dataclasses.replace(SIZES, vocab_size=VOCABULARY, fill_token_id=256)
-    coder = CalmAutoencoder(sizes).requires_grad_(False)
-    start(coder.named_parameters(), seed=1)
-    own = calm_fields(vocab_size=VOCABULARY, autoencoder=sizes.fields())
-    network = make_calm(own, coder, seed=2).requires_grad_(False)
-    torch.nn.init.normal_(network.head.out.weight, generator=torch.Generator().manual_seed(3))
-    found = calm_abilities("tiny calm", network.eval().double(), None)
-    found = dataclasses.replace(found, end_tokens=frozenset())
-    return LoadedModel(network=network, abilities=found, tokenizer=tokenizer())
-
-
-def network_for(method: str) -> LoadedModel | None:
-    """What the method runs on, if it is here."""
-    cls: type[Method] = lookup.find("methods", method, kind="method")
-    for model in (known(), patches()):
-        if cls.needs.missing(model.abilities, ("target", "draft")) is None:
-            return model
-    return None
-
-
 # ------------------------------------------------------------------------------------- one trial
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -178,16 +49,12 @@ class Trial:
 
     method: str
 
-    def engine(self, model: LoadedModel | None = None, ends: Seq[int] = ()) -> Engine:
+    def engine(self, kind: Kind = "known", ends: Seq[int] = ()) -> Engine:
         """An engine over what the method runs on, whose texts end with these tokens."""
-        usual = network_for(self.method)
-        assert usual is not None, f"no network here runs {self.method}"
-        # A network of patches stands for all decoders.
-        if model is None or (usual is patches() and model is not encoder_decoder()):
-            model = usual
+        model = network_for(self.method, kind)
+        assert model is not None, f"no network here runs {self.method}"
         own = dataclasses.replace(model.abilities, end_tokens=frozenset(ends))
-        is_decoder = not own.source_length
-        draft = {"draft": random(1)} if is_decoder and not own.patch_size else {}
+        draft = {} if own.patch_size else {"draft": random(1, spread=0.4)}
         return Engine(dataclasses.replace(model, abilities=own), cache_tokens=4096, **draft)
 
     def request(self, **fields: Any) -> Request:
@@ -195,11 +62,9 @@ class Trial:
         base = {"prompt": "abcacb", "method": self.method, "max_new_tokens": LENGTH}
         return Request(**{**base, "options": OPTIONS.get(self.method, {}), **fields})
 
-    def generate(
-        self, model: LoadedModel | None = None, *, ends: Seq[int] = (), **fields: Any
-    ) -> Completion:
+    def generate(self, kind: Kind = "known", *, ends: Seq[int] = (), **fields: Any) -> Completion:
         """The answer of a fresh engine. What is refused is refused before anything runs."""
-        engine = self.engine(model, ends)
+        engine = self.engine(kind, ends)
         handle = engine.submit(self.request(**fields))
         while not handle.done:
             engine.tick()
@@ -360,17 +225,17 @@ def infilling(trial: Trial) -> bool:
 # -------------------------------------------------------------------------------------- steering
 def guidance(trial: Trial) -> bool:
     """`guidance_scale`"""
-    plain = trial.generate(random(0)).tokens
+    plain = trial.generate("random").tokens
     steered = {"guidance_scale": 5.0, "negative_prompt": "dbca"}
-    assert trial.generate(random(0), **steered).tokens != plain
+    assert trial.generate("random", **steered).tokens != plain
     return True
 
 
 def contrast(trial: Trial) -> bool:
     """`contrast_role`"""
-    plain = trial.generate(random(0)).tokens
+    plain = trial.generate("random").tokens
     steered = {"guidance_scale": 5.0, "contrast_role": "draft"}
-    assert trial.generate(random(0), **steered).tokens != plain
+    assert trial.generate("random", **steered).tokens != plain
     return True
 
 
@@ -412,7 +277,7 @@ def prompt_logprobs(trial: Trial) -> bool:
 
 def embedding(trial: Trial) -> bool:
     """`embedding`"""
-    found = trial.generate(random(0), embedding="mean").embedding
+    found = trial.generate("random", embedding="mean").embedding
     assert found is not None and len(found) == 32 and len(set(found)) > 1
     return True
 
@@ -420,19 +285,19 @@ def embedding(trial: Trial) -> bool:
 def history(trial: Trial) -> bool:
     """`history`"""
     options = REVISING.get(trial.method, OPTIONS.get(trial.method, {}))
-    return bool(trial.generate(random(0), history=True, options=options).choices[0].history)
+    return bool(trial.generate("random", history=True, options=options).choices[0].history)
 
 
 def streaming(trial: Trial) -> bool:
     """streamed in pieces"""
-    events = list(trial.engine(random(0)).stream(trial.request()))
+    events = list(trial.engine("random").stream(trial.request()))
     return sum(bool(event.tokens) for event in events) > 1
 
 
 # ------------------------------------------------------------------------------------- the engine
 def prefix_cache(trial: Trial) -> bool:
     """prefix cache"""
-    engine = trial.engine(random(0))
+    engine = trial.engine("random")
     request = trial.request(prompt="abcd" * 20, prefix_cache=True)
     first, second = engine.generate(request), engine.generate(request)
     assert isinstance(first, Completion) and isinstance(second, Completion)
@@ -442,8 +307,8 @@ def prefix_cache(trial: Trial) -> bool:
 
 def preemption(trial: Trial) -> bool:
     """preemption"""
-    free = trial.generate(random(0))
-    engine = trial.engine(random(0))
+    free = trial.generate("random")
+    engine = trial.engine("random")
     handle = engine.submit(trial.request())
     for _ in range(3):
         engine.tick()
@@ -459,7 +324,7 @@ def preemption(trial: Trial) -> bool:
 def behind_an_encoder(trial: Trial) -> bool:
     """behind an encoder"""
     sources = ("abcd", "dddddddd", "bca", "cabcabdd")
-    return len({trial.text(model=encoder_decoder(), prompt=source) for source in sources}) > 1
+    return len({trial.text(kind="encoder", prompt=source) for source in sources}) > 1
 
 
 def label(feature: Callable[[Trial], bool]) -> str:

@@ -91,8 +91,11 @@ def by_hand(
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize(("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6)])
+@pytest.mark.parametrize(
+    ("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6), (0, 9)]
+)
 def test_cached_blocks_equal_no_cache(shift: bool, num_prompt: int, num_new: int) -> None:
+    num_prompt = num_prompt or shift  # to tell the first place by what is before it
     prompt = list(range(3, 3 + num_prompt))
     model = block_model(token_shift=shift)
     options: dict[str, object] = {"commit": "confidence"}
@@ -156,12 +159,152 @@ def test_without_a_shift_blocks_of_one_token_ask_the_mask() -> None:
     assert completion.tokens == text[3:]
 
 
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("size", "num_cached"), [(4, 48), (5, 45), (7, 42), (32, 32), (64, 0)])
+def test_the_prompts_whole_blocks_come_from_the_prefix_cache(
+    size: int, num_cached: int, shift: bool
+) -> None:
+    """As many as fill pages of 16; what they say is what they would say if they were run."""
+    prompt = [place * 7 % 50 + 2 for place in range(53)]
+    model = block_model(token_shift=shift)
+    engine = tiny_engine(model=model)
+    for other in (prompt, [*prompt[:-1], 1], [*prompt[:47], 1, *prompt[48:]]):
+        fields: dict[str, Any] = {"prompt": other, "max_new_tokens": 9, "temperature": 1.0}
+        found = engine.generate(request({"block_size": size}, **fields))
+        want = generate({"block_size": size}, model=model, **fields)
+        assert found.tokens == want.tokens
+        assert found.logprobs == pytest.approx(want.logprobs, abs=1e-9)
+        shared = 0 if other is prompt else num_cached
+        if other[47] == 1 and shared:  # token 47 is told apart: so is all of its block
+            shared = 32 // size * size
+        assert found.report.num_cached_tokens == shared
+    fresh = Request(prompt=prompt, method="block_diffusion", options={"block_size": 3})
+    assert engine.generate(fresh).report.num_cached_tokens == 0
+    assert engine.generate(Request(prompt=prompt)).report.num_cached_tokens == 0
+    together = engine.generate([request({"block_size": 4}, prompt=prompt, n=3)] * 2)
+    assert [one.report.num_cached_tokens // 48 for one in together] == [2 + (size == 4), 3]
+    assert_no_page_is_lost(engine)
+
+
 def test_parallel_steps_within_a_block() -> None:
     completion = generate({"commit": "confidence", "steps": 2}, prompt=[5] * 4, max_new_tokens=8)
     steps = [entry.step for entry in completion.trace]
     assert [sorted(steps[:4]), sorted(steps[4:])] == [[1, 1, 2, 2], [3, 3, 4, 4]]
     eager = generate({"commit": {"name": "threshold", "level": 0.0}}, max_new_tokens=9)
     assert eager.report.num_forward_passes == 3
+
+
+def in_flight_by_hand(
+    prompt: list[int], text: list[int | None], most: int, open_at: float, level: float, shift: bool
+) -> tuple[list[int], list[float], list[int]]:
+    """Greedy, all likely places of all begun blocks of 4, by a dense pass a step: tokens, their
+    log-probabilities and the step of each."""
+    found, steps = [0.0] * len(text), [0] * len(text)
+    blocks: list[list[int]] = []
+    for place in range(len(text)):
+        if not place or not (len(prompt) + place) % 4:
+            blocks.append([])
+        blocks[-1].append(place)
+    begun = 0
+    for step in itertools.count(1):
+        unfinished = [block for block in blocks if any(text[place] is None for place in block)]
+        if not unfinished:
+            return [token for token in text if token is not None], found, steps
+        first = blocks.index(unfinished[0])
+        begun = max(begun, first + 1)
+        while begun < min(first + most, len(blocks)):
+            last = blocks[begun - 1]
+            if sum(text[place] is not None for place in last) / len(last) < open_at:
+                break
+            begun += 1
+        line = [*prompt, *(MASKS if token is None else token for token in text)]
+        end = len(prompt) + blocks[begun - 1][-1] + 1
+        line = [*line[:end], *[MASKS] * (-end % 4)]
+        says = logprobs(line, 4)
+        chosen: list[tuple[int, int, float]] = []
+        for block in blocks[:begun]:
+            asked = [place for place in block if text[place] is None]
+            told = {place: says[len(prompt) + place - shift].max(0) for place in asked}
+            likely = [place for place in asked if told[place].values.exp() >= level]
+            if asked and not likely and block is unfinished[0]:
+                likely = [max(asked, key=lambda place: float(told[place].values))]
+            chosen += [(p, int(told[p].indices), float(told[p].values)) for p in likely]
+        for place, token, logprob in chosen:
+            text[place], found[place], steps[place] = token, logprob, step
+    raise AssertionError
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("most", "open_at", "level"), [(2, 0.5, 0.1), (4, 0.1, 0.06), (3, 0, 0)])
+def test_blocks_in_flight_equal_a_dense_pass_a_step(
+    shift: bool, most: int, open_at: float, level: float
+) -> None:
+    options: dict[str, object] = {
+        "in_flight": most,
+        "open_at": open_at,
+        "commit": {"name": "threshold", "level": level},
+    }
+    num_ahead = 0
+    for prompt in ([5, 6, 7], [9] * 8, [1, 2, 3, 4, 5]):
+        canvas: list[int | None] = [None] * 18
+        canvas[6:8] = [3, 4]
+        tokens, want, steps = in_flight_by_hand(prompt, list(canvas), most, open_at, level, shift)
+        completion = generate(
+            options, prompt=prompt, canvas=canvas, model=block_model(token_shift=shift)
+        )
+        assert completion.tokens == tokens and not completion.report.exact
+        assert [entry.step for entry in completion.trace] == steps
+        assert completion.logprobs == pytest.approx(want, abs=1e-5)
+        assert completion.report.num_forward_passes == max(steps)
+        edges = [place for place in range(1, 18) if not (len(prompt) + place) % 4]
+        num_ahead += sum(min(steps[edge:]) <= max(steps[:edge]) for edge in edges)
+    assert num_ahead > 3
+
+
+def test_one_block_in_flight_is_block_diffusion() -> None:
+    for options in ({}, {"commit": "random"}, {"steps": 2, "revise": "lowest", "window": 2}):
+        fields: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 13, "seed": 3}
+        plain = generate(options, **fields)  # type: ignore[arg-type]
+        one = generate({**options, "in_flight": 1, "open_at": 0.0}, **fields)
+        assert one.choices == plain.choices
+        assert one.report.num_forward_passes == plain.report.num_forward_passes
+    assert generate({"commit": "random"}, max_new_tokens=3).report.exact
+    ahead = generate({"commit": "random", "in_flight": 2}, max_new_tokens=3)
+    assert not ahead.report.exact and "shows blocks unfinished ones" in ahead.report.notes[0]
+
+
+def test_what_is_only_due_waits_for_the_blocks_before() -> None:
+    """Policies that take what a schedule wants take nothing ahead, and lose no step by it."""
+    for commit, steps in (("confidence", None), ("confidence", 2), ("ancestral", 3)):
+        options: dict[str, object] = {"commit": commit, "steps": steps}
+        fields: dict[str, Any] = {"prompt": [5] * 4, "max_new_tokens": 12}
+        plain = generate(options, **fields)
+        ahead = generate({**options, "in_flight": 3, "open_at": 0.0}, **fields)
+        found = [entry.step for entry in ahead.trace]
+        assert max(found[:4]) < min(found[4:8]) and max(found[4:8]) < min(found[8:])
+        if commit == "confidence":
+            assert ahead.tokens == plain.tokens
+            assert ahead.report.num_forward_passes == plain.report.num_forward_passes
+
+
+def test_an_end_that_is_placed_ahead_ends_the_text() -> None:
+    """What is open before it is filled, and no block behind it is begun."""
+    options: dict[str, object] = {
+        "in_flight": 8,
+        "open_at": 0.25,
+        "commit": {"name": "threshold", "level": 0.06},
+    }
+    fields: dict[str, Any] = {"max_new_tokens": 40, "model": block_model(ends=True)}
+    num_cut = 0
+    for seed in range(8):
+        completion = generate(options, temperature=1.0, seed=seed, logit_bias={END: 4.0}, **fields)
+        assert completion.finish_reason == "stop" and completion.tokens.index(END) == (
+            len(completion.tokens) - 1
+        )
+        steps = [entry.step for entry in completion.trace]
+        num_cut += steps[-1] < max(steps)
+        assert completion.report.num_forward_passes == max(steps)
+    assert num_cut
 
 
 def test_an_end_token_ends_the_text_inside_a_block() -> None:
@@ -294,8 +437,13 @@ def test_bad_input() -> None:
         generate({"first": "clean"})
     with pytest.raises(UnsupportedMethod, match="needs a mask token; tiny has none"):
         generate(model=block_model(mask_token=None))
-    for options in ({"block_size": 0}, {"steps": 0}):
-        with pytest.raises(InvalidRequest, match="must be an integer of at least 1 or none"):
+    for given in ({"revise": "edit"}, {"first": "clean"}):
+        with pytest.raises(
+            InvalidRequest, match=r"in_flight=2 does not go with .* set in_flight=1"
+        ):
+            generate({"in_flight": 2, **given}, model=block_model(token_shift=True))
+    for options in ({"block_size": 0}, {"steps": 0}, {"in_flight": 0}):
+        with pytest.raises(InvalidRequest, match="must be an integer of at least 1"):
             generate(options)  # type: ignore[arg-type]
     engine = tiny_engine(model=block_model(), cache_tokens=64)
     with pytest.raises(PoolTooSmall, match=r"and 36 more that block_diffusion works on, .* of 64"):

@@ -18,10 +18,16 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
 from anyorder.core import lookup
-from anyorder.core.errors import InvalidRequest, UnknownName, UnsupportedMethod, UserError
+from anyorder.core.errors import (
+    InvalidRequest,
+    PoolTooSmall,
+    UnknownName,
+    UnsupportedMethod,
+    UserError,
+)
 from anyorder.core.method import Abilities, Method, Needs
 from anyorder.core.options import describe
 from anyorder.core.plans import PlanTokens
@@ -80,6 +86,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "repetition_penalty": 1.2,
             "options": {"block_size": 16, "steps": 5, "revise": "lowest"},
         },
+        {
+            "temperature": 1.0,
+            "n": 2,
+            "options": {
+                "in_flight": 3,
+                "block_size": 4,
+                "commit": {"name": "threshold", "level": 0.04},
+            },
+        },
     ],
     "blockwise": [{"temperature": 1.0, "seed": 3}, {"n": 2, "options": {"size": 2}}],
     "gibbs": [
@@ -88,6 +103,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "top_p": 0.9,
             "options": {"order": "sequential", "sweeps": 1, "burn_in": 1},
         },
+    ],
+    "insertion": [
+        {"temperature": 1.0, "seed": 3, "n": 2, "options": {"iterations": 3}},
+        {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
+        {"no_repeat_ngram": 2, "min_new_tokens": 7, "options": {"penalty": 2.0}},
+        {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
     ],
     "jacobi": [
         {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
@@ -192,8 +213,8 @@ def letters() -> Tokenizer:
 @functools.cache
 def contract_model(*, ends: bool) -> LoadedModel:
     """The tiny model with what any method may need: further prediction heads, a mask token, the
-    tags of plans."""
-    model = with_heads(tiny_model(ends=ends))
+    tags of plans, edit heads."""
+    model = with_heads(with_edits(tiny_model(ends=ends)))
     abilities = dataclasses.replace(
         model.abilities,
         attention=frozenset({"causal", "bidirectional"}),
@@ -208,6 +229,15 @@ def runs_on_the_contract_model(method: str) -> bool:
     """Does it need no other kind of network?"""
     cls: type[Method] = lookup.find("methods", method, kind="method")
     return cls.needs.missing(contract_model(ends=True).abilities, ("target", "draft")) is None
+
+
+def with_edits(model: LoadedModel) -> LoadedModel:
+    """The model with edit heads, to which a text never seems long enough."""
+    network = Transformer.random(tiny_config(insertion_classes=14), seed=0, dtype=torch.float64)
+    network.edit_head.insertion.bias.add_(2.0 * torch.arange(14))
+    network.edit_head.deletion.bias.sub_(1.0)
+    abilities = dataclasses.replace(model.abilities, num_insertions=14)
+    return dataclasses.replace(model, network=network, abilities=abilities)
 
 
 def with_heads(model: LoadedModel) -> LoadedModel:
@@ -324,8 +354,18 @@ def test_preemption_does_not_change_the_answer(alone: list[Completion]) -> None:
 
 def test_a_crowded_pool_preempts_and_does_not_change_the_answer(alone: list[Completion]) -> None:
     engine = contract_engine(cache_tokens=400)
-    order = shuffled(5)
+    order = [index for index in shuffled(5) if fits(engine, ALL[index])]
+    assert len(order) > 0.9 * len(ALL)
     assert_same(engine, order, alone)
+
+
+def fits(engine: Engine, request: Request) -> bool:
+    """Is it not refused for what it may need by itself?"""
+    try:
+        engine.abort(engine.submit(request))
+    except PoolTooSmall:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("method", METHODS)

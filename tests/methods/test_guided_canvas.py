@@ -117,6 +117,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("masked_diffusion", {"window": None, "steps": 1}),
     ("block_diffusion", {"block_size": 4, "steps": 2}),
     ("block_diffusion", {"block_size": 3, "commit": "random"}),
+    ("block_diffusion", {"block_size": 3, "in_flight": 3, "commit": "factor"}),
     ("semi_autoregressive", {"size": 3, "ahead": 1}),
     ("mask_predict", {"iterations": 3}),
     ("mask_predict", {"iterations": 1}),

@@ -217,6 +217,33 @@ def test_fills_around_fixed_tokens() -> None:
         assert kept == [9, 11, 12] and MASKS not in again.tokens
 
 
+def test_nothing_before_a_canvas_is_no_prompt() -> None:
+    text: list[int | None] = [None, 9, None, None]
+    found = generate({"commit": "sequential"}, prompt=[], canvas=text)
+    for place in (0, 2, 3):
+        line = [MASKS if token is None else token for token in text]
+        text[place] = int(two_way_logprobs(line)[place].argmax())
+    assert found.tokens == text and found.report.num_prompt_tokens == 0
+    with pytest.raises(InvalidRequest, match="the prompt is empty; give at least one token"):
+        generate(prompt=[], canvas=[*text[:1], None], model=diffusion_model(token_shift=True))
+    with pytest.raises(InvalidRequest, match="steers towards the prompt, and the prompt is empty"):
+        generate(prompt=[], max_new_tokens=3, guidance_scale=2.0, negative_prompt=[3])
+
+
+@pytest.mark.parametrize(
+    "method", ["gibbs", "mask_predict", "semi_autoregressive", "uniform_diffusion"]
+)
+def test_other_methods_need_no_prompt_either(method: str) -> None:
+    canvas = [None, 9, None, None, 4, None]
+    wanted = request(prompt=[], method=method, canvas=canvas, temperature=1.0, seed=3)
+    engine = tiny_engine(model=diffusion_model())
+    found, again = engine.generate([wanted, dataclasses.replace(wanted, n=2)])
+    assert found.tokens == again.tokens and len(again.choices) == 2
+    pairs = zip(canvas, found.tokens, strict=True)
+    assert all(old in (None, new) for old, new in pairs) and MASKS not in found.tokens
+    assert_no_page_is_lost(engine)
+
+
 def test_windows_are_filled_from_left_to_right() -> None:
     completion = generate({"window": 3, "steps": 2}, max_new_tokens=9)
     steps = [entry.step for entry in completion.trace]

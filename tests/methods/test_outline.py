@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.methods.test_contract import LINE, contract_engine, letters, prompt
 from tests.tiny import assert_no_page_is_lost, tiny_engine
 
-from anyorder.core.errors import InvalidRequest
+from anyorder.core.errors import InvalidRequest, PoolTooSmall
 from anyorder.core.request import Completion, Event, Guide, Request
 from anyorder.methods.outline import _points
 
@@ -143,6 +144,24 @@ def test_min_new_tokens_holds_for_every_part() -> None:
 )
 def test_lists_of_all_sorts_are_plans(plan: str, points: list[str], is_over: bool) -> None:
     assert _points(plan) == (points, is_over)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 2, "inner_plan_lead": "\n{number}:\n"}])
+def test_what_is_admitted_fits(options: dict[str, object]) -> None:
+    """Even the smallest cache that it is admitted to holds all plans and parts."""
+    num_planned = 0
+    for seed, length in itertools.product(PLANNED, (1, 40)):
+        wanted = request(seed, options, max_new_tokens=length)
+        with pytest.raises(PoolTooSmall, match=r"and \d+ more that outline works on") as caught:
+            contract_engine(ends=False, cache_tokens=64).generate(wanted)
+        (more,) = map(int, re.findall(r"and (\d+) more", str(caught.value)))
+        least = -(-(4 + length + more) // 16) * 16
+        found = contract_engine(ends=False, cache_tokens=least).generate(wanted)
+        assert found.tokens == contract_engine(ends=False).generate(wanted).tokens
+        num_planned += not found.report.notes
+        with pytest.raises(PoolTooSmall):
+            contract_engine(ends=False, cache_tokens=least - 16).generate(wanted)
+    assert num_planned
 
 
 def test_refusals() -> None:

@@ -43,8 +43,12 @@ class Pool:
 class Cached:
     """Sequences whose tokens are run in pieces."""
 
-    def __init__(self, network: Transformer, num_sequences: int, length: int) -> None:
+    def __init__(
+        self, network: Transformer, num_sequences: int, length: int, *, masks: bool = False
+    ) -> None:
         self.network = network
+        self.masks = masks
+        """Say by a mask who sees whom, where it could be left out."""
         num_pages = -(-length // PAGE)
         self.pool = Pool(network, num_sequences * num_pages)
         scrambled = torch.randperm(
@@ -72,6 +76,7 @@ class Cached:
             queries_RQ = torch.stack([positions[index] for index in members])
             num_pages = int(queries_RQ.max()) // PAGE + 1
             keys_RK = torch.arange(num_pages * PAGE).expand(len(members), -1)
+            visible_RQK = keys_RK[:, None, :] <= queries_RQ[:, :, None]
             groups.append(
                 AttentionGroup(
                     first_row=row,
@@ -79,8 +84,8 @@ class Cached:
                     num_queries=length,
                     pages_RP=self.pages_SP[[ordered[index][0] for index in members], :num_pages],
                     query_positions_RQ=queries_RQ,
-                    key_positions_RK=keys_RK,
-                    visible_RQK=keys_RK[:, None, :] <= queries_RQ[:, :, None],
+                    key_positions_RK=keys_RK if self.masks else None,
+                    visible_RQK=visible_RQK if self.masks else None,
                 )
             )
             row += length * len(members)

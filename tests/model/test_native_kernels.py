@@ -67,9 +67,9 @@ def test_linear_is_torchs(level: int, dtype: torch.dtype, width: int, num_output
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_rows_result_does_not_depend_on_its_company(level: int, dtype: torch.dtype) -> None:
     weight_OI = draw(515, 200, dtype=dtype, seed=1)
-    x_NI = draw(32, 200, dtype=dtype)
+    x_NI = draw(300, 200, dtype=dtype)
     together = linear(x_NI, weight_OI)
-    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (31, 1)]:
+    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (31, 1), (60, 80), (299, 1)]:
         rows = slice(first, first + count)
         assert torch.equal(linear(x_NI[rows], weight_OI), together[rows])
     torch.set_num_threads(2)
@@ -100,7 +100,7 @@ def test_what_the_kernel_cannot_read_goes_to_torch(monkeypatch: pytest.MonkeyPat
         (x_NI[:0], weight_OI, False),
         (x_NI.as_subclass(Elsewhere), weight_OI, False),
         (x_NI, weight_OI.as_subclass(Elsewhere), False),
-        (draw(129, 6, dtype=torch.float32), weight_OI, False),  # too many rows
+        (draw(129, 6, dtype=torch.float32), weight_OI, True),
         (x_NI.view(2, 2, 6), weight_OI, False),
         (x_NI, weight_OI.clone().requires_grad_(), False),
     ]:
@@ -202,6 +202,22 @@ def test_rows_run_together_and_alone_are_equal_bit_by_bit(level: int, dtype: tor
             alone = Cached(model, 3, 24)
             parts = [alone.run([(sequence, part)])[0] for part in tokens.split([1, 4, 3, 2])]
             assert torch.equal(torch.cat(parts), together[sequence])
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_long_prompt_is_that_of_its_parts_bit_by_bit(level: int, dtype: torch.dtype) -> None:
+    """Over more rows than a core's cache holds, and more keys than a page has."""
+    model = network(dtype)
+    generator = torch.Generator().manual_seed(2)
+    ids = [torch.randint(1, 61, (length,), generator=generator) for length in (150, 37)]
+    with torch.no_grad():
+        together = Cached(model, 2, 160).run(list(enumerate(ids)))
+        alone = Cached(model, 2, 160)
+        parts = [alone.run([(0, part)])[0] for part in ids[0].split([1, 63, 70, 1, 15])]
+        masked = Cached(model, 2, 160, masks=True).run(list(enumerate(ids)))
+    assert torch.equal(torch.cat(parts), together[0])
+    assert torch.equal(torch.cat(masked), torch.cat(together))
 
 
 @built

@@ -19,6 +19,8 @@ from anyorder.model.backends.linear import Linear
 from anyorder.model.backends.native import stack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear
 from anyorder.model.loaded import load
+from anyorder.model.loading import load_network
+from anyorder.model.saving import stored_tensors
 from anyorder.model.transformer import Transformer
 
 built = pytest.mark.skipif(
@@ -107,9 +109,9 @@ def test_products_are_those_of_the_rounded_inputs(
 @pytest.mark.parametrize("bits", BITS)
 def test_rows_are_independent_and_threads_change_nothing(level: int, bits: Bits) -> None:
     layer = QuantizedLinear(draw(515, 320, dtype=torch.float32, seed=1), None, bits)
-    x_NI = draw(40, 320, dtype=torch.float32)
+    x_NI = draw(140, 320, dtype=torch.float32)
     together = layer(x_NI)
-    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1)]:
+    for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1), (60, 80)]:
         assert torch.equal(layer(x_NI[first : first + count]), together[first : first + count])
     torch.set_num_threads(3)
     assert torch.equal(layer(x_NI), together)
@@ -175,8 +177,48 @@ def test_which_layers_are_quantised(bits: Bits) -> None:
     odd = Transformer.random(config(), seed=0)  # its width of 48 fits no register
     odd.quantize(bits)
     assert odd.quantized_head is None
-    assert not any(m.scales.shape[1] % 2 for m in odd.modules() if isinstance(m, QuantizedLinear))
+    assert not any(m.width % 64 for m in odd.modules() if isinstance(m, QuantizedLinear))
     assert any(isinstance(module, Linear) for module in odd.modules())
+
+
+class InMemory:
+    """`naming.TensorSource` over a network's own tensors."""
+
+    format = "safetensors"
+
+    def __init__(self, network: Transformer) -> None:
+        self.tensors = stored_tensors(network)
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.tensors[name] if out is None else out.copy_(self.tensors[name].view_as(out))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_network_is_quantised_while_it_is_loaded(bits: Bits, tied: bool) -> None:
+    """Matrix by matrix and part by part, with the same result."""
+    sizes = {"width": 64, "head_width": 32, "mlp_width": 128, "vocabulary_size": 1061}
+    settings = config(**sizes, tied_embeddings=tied)
+    whole = Transformer.random(settings, seed=0)
+    source = InMemory(whole)
+    loaded = load_network(settings, source, dtype=torch.float32, bits=bits)
+    assert not any(isinstance(module, Linear) for module in loaded.modules())
+    whole.quantize(bits)
+    found = loaded.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    head = loaded.quantized_head if tied else loaded.head
+    assert isinstance(head, QuantizedLinear)
+    weight_VW = source.read("model.embed_tokens.weight" if tied else "lm_head.weight")
+    step = weight_VW.view(1061, -1, 32).abs().amax(-1) if head.bits == 8 else 2.0
+    bound = torch.as_tensor(step / (127 if head.bits == 8 else 15)).max()
+    assert (head.expanded(torch.float32) - weight_VW).abs().max() < bound
 
 
 @pytest.mark.parametrize("quantize", ["int3", "8", ""])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import threading
 
 import jsonschema
 import numpy as np
@@ -368,6 +370,41 @@ def test_limits_are_errors(guide, text, compiler, tokenizer):
             allowed(state, tokens[:length])
     assert "\n" not in str(caught.value)
     assert allowed(state, []) == allowed(other, []) == allowed(compiler.compile(guide), [])
+
+
+def test_a_slow_guide_is_an_error(compiler, tokenizer, monkeypatch):
+    """By a clock on which every question takes a tenth of a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(module.time, "thread_time", lambda: next(clock) * 0.1)
+    monkeypatch.setattr(module, "_SECONDS_A_QUESTION", 0.05)
+    state, tokens = compiler.compile(Guide.regex("[ab]*")), tokenizer.encode("ab" * 30).ids
+    for length in range(40):  # 2 seconds, and half of what each has taken
+        assert allowed(state, tokens[:length])
+    with pytest.raises(GuideError, match=r"too slow to follow: \d+ steps took 4.\d seconds"):
+        for length in range(40, 45):
+            allowed(state, tokens[:length])
+
+
+def test_a_slow_grammar_keeps_no_other_waiting(tokenizer, monkeypatch):
+    compiler = GuideCompiler(tokenizer.to_str(), frozenset({END}))
+    compile, begun, go = compiler._compile, threading.Event(), threading.Event()
+
+    def slow(guide: Guide):
+        if guide.value == "a+":
+            begun.set()
+            assert go.wait(30)
+        return compile(guide)
+
+    monkeypatch.setattr(compiler, "_compile", slow)
+    thread = threading.Thread(target=compiler.compile, args=[Guide.regex("a+")])
+    thread.start()
+    try:
+        assert begun.wait(30)
+        assert compiler.compile(Guide.regex("b+")).complete([]) is False
+        assert not go.is_set() and thread.is_alive()
+    finally:
+        go.set()
+        thread.join()
 
 
 def test_compiled_guides_are_kept(tokenizer, monkeypatch):

@@ -131,6 +131,28 @@ def test_forced_calls_fit_their_schema(client: openai.OpenAI, stream: bool, choi
     jsonschema.validate(json.loads(made.function.arguments or ""), PARAMETERS)
 
 
+def test_calls_stream_with_logprobs(client: openai.OpenAI) -> None:
+    """Every token's, those of the call included, as without a stream."""
+    call: dict[str, Any] = {**CALL, "max_completion_tokens": 400, "tools": TOOLS[:1], "seed": 1}
+    call |= {"logprobs": True, "top_logprobs": 2}
+    for choice in ("required", "auto"):
+        call["tool_choice"] = choice
+        whole = client.chat.completions.create(**call).choices[0]
+        chunks = [c.choices[0] for c in client.chat.completions.create(**call, stream=True)]
+        scores = [p for c in chunks if c.logprobs for p in c.logprobs.content or []]
+        right = whole.logprobs.content if whole.logprobs is not None else None
+        assert right and [p.token for p in scores] == [p.token for p in right]
+        assert [p.logprob for p in scores] == pytest.approx([p.logprob for p in right], abs=1e-4)
+        text = "".join(chunk.delta.content or "" for chunk in chunks)
+        assert text == (whole.message.content or "")
+        made = [c.function for chunk in chunks for c in chunk.delta.tool_calls or []]
+        expected = [c.function for c in whole.message.tool_calls or []]  # type: ignore[union-attr]
+        assert [f and (f.name, f.arguments) for f in made] == [
+            (f.name, f.arguments) for f in expected
+        ]
+        assert bool(made) == (choice == "required")
+
+
 def test_tools_and_their_answers_reach_the_template(live: Live, client: openai.OpenAI) -> None:
     call = {"id": "call-1", "type": "function"}
     call |= {"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}  # type: ignore[dict-item]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import torch
 from tests.server.conftest import Live
 
 from anyorder.core.request import Request
@@ -55,7 +57,26 @@ def test_prompts_of_every_form(live: Live, client: openai.OpenAI) -> None:
     assert texts[0] == texts[2] == texts[1][:1] and texts[1] == texts[3]
 
 
-def test_echo_and_logprobs_score_a_text(live: Live, client: openai.OpenAI) -> None:
+def assert_likeliest(live: Live, folder: Path, text: str, told: Any) -> None:
+    """The two likeliest tokens at each place, by the network run by itself."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = live.service.engine.tokenizer
+    assert tokenizer is not None
+    ids = torch.tensor([tokenizer.encode(text)])
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits[0]
+    best = logits.log_softmax(-1)[:-1].topk(2)
+    assert told[0] is None and len(told) == ids.shape[1]
+    for named, logprobs, tokens in zip(told[1:], best.values, best.indices, strict=True):
+        expected = {
+            live.service.texts.token_text(int(token)): float(logprob)
+            for token, logprob in zip(tokens, logprobs, strict=True)
+        }
+        assert named == pytest.approx(expected, abs=1e-4)
+
+
+def test_echo_and_logprobs_score_a_text(live: Live, client: openai.OpenAI, folder: Path) -> None:
     text = "The capital of France is Paris."
     answer = client.completions.create(
         model="tiny", prompt=text, max_tokens=0, echo=True, logprobs=2
@@ -67,6 +88,7 @@ def test_echo_and_logprobs_score_a_text(live: Live, client: openai.OpenAI) -> No
     assert choice.logprobs.token_logprobs[0] is None
     assert choice.logprobs.token_logprobs[1:] == pytest.approx(score.logprobs, abs=1e-5)
     assert "".join(choice.logprobs.tokens) == text
+    assert_likeliest(live, folder, text, choice.logprobs.top_logprobs)
     offsets = choice.logprobs.text_offset
     assert offsets is not None
     assert all(text[a:].startswith(t) for a, t in zip(offsets, choice.logprobs.tokens, strict=True))

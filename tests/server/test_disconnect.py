@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -10,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.server.conftest import Live
+
+from anyorder.server.service import disconnected
 
 BODY: dict[str, Any] = {
     "model": "tiny",
@@ -91,3 +95,38 @@ def test_a_reader_that_does_not_read_stalls_nobody(live: Live) -> None:
     assert answer.status_code == 200 and time.perf_counter() - started < 5
     made.close()
     live.wait_until(lambda: not live.service.worker.is_busy)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_is_counted_as_what_it_is(live: Live, stream: bool) -> None:
+    def counted(reason: str) -> int:
+        found = re.search(rf'choices_total{{finish_reason="{reason}"}} (\d+)', metrics())
+        return int(found[1]) if found else 0
+
+    def metrics() -> str:
+        return live.http.get("/metrics").text
+
+    worker = live.service.worker
+    live.wait_until(lambda: not worker.is_busy)
+    before = {reason: counted(reason) for reason in ("disconnect", "timeout", "error")}
+    made = connect(live, "/v1/completions", {**BODY, "stream": stream})
+    live.wait_until(lambda: worker.is_busy)
+    made.close()
+    live.wait_until(lambda: not worker.is_busy and live.service.num_in_flight == 0)
+    after = {reason: counted(reason) for reason in before}
+    assert after == {**before, "disconnect": before["disconnect"] + 1}
+
+
+def test_the_rest_of_a_body_is_no_disconnect() -> None:
+    """Servers may still hand over what a client sent late."""
+    messages = [{"type": "http.request", "body": b"", "more_body": False}] * 2
+    messages.append({"type": "http.disconnect"})
+    left = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(left)
+
+    asyncio.run(disconnected(receive))
+    assert list(left) == []
+    left = iter(messages[-1:])
+    asyncio.run(disconnected(receive))

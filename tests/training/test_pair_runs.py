@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mask_predict": {"length_head": True},
     "dag": {"vertices_per_token": 3},
     "ctc": {"vertices_per_token": 3, "links": False},
+    "insertion": {"edits": True},
 }
 
 
@@ -101,6 +102,7 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_as_a_model(name: str, tmp_pa
     assert loaded.abilities.num_lengths == (49 if name == "mask_predict" else 0)
     assert loaded.abilities.vertices_per_token == KINDS[name].get("vertices_per_token", 0)
     assert loaded.abilities.num_links == (2 if name == "dag" else 0)
+    assert loaded.abilities.num_insertions == (49 if name == "insertion" else 0)
     assert loaded.abilities.attention == {
         "causal" if name == "encoder_decoder" else "bidirectional"
     }
@@ -154,6 +156,8 @@ def test_objectives_and_networks_that_do_not_fit(tmp_path: Path) -> None:
         recipe(tmp_path, objective={"name": "next_token"})
     with pytest.raises(UserError, match="has no length head"):
         Trainer(recipe(tmp_path, objective={"name": "mask_predict"}))
+    with pytest.raises(UserError, match=r"has none; give \[model\] edits = true"):
+        Trainer(recipe(tmp_path, objective={"name": "insertion"}))
     with pytest.raises(UserError, match=r"give \[model\] vertices_per_token"):
         Trainer(recipe(tmp_path, objective={"name": "dag"}))
 
@@ -203,6 +207,7 @@ METHODS: list[tuple[str, str, int, dict[str, object], dict[str, object]]] = [
     ("dag", "dag", 80, {"glancing": True}, {}),
     ("dag", "dag", 80, {}, {"path": "viterbi"}),
     ("ctc", "ctc", 200, {}, {}),
+    ("insertion", "insertion", 400, {}, {}),
 ]
 
 

@@ -5,7 +5,6 @@ Memory is reserved, not touched: the operating system backs a page when it is fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import torch
@@ -33,17 +32,11 @@ class Pool:
             (keys.view(-1, *keys.shape[2:]), values.view(-1, *values.shape[2:]))
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
-        self._views: dict[int, slice] = {}
+        self._views: dict[int, tuple[torch.Tensor, slice | None]] = {}
 
-    def prepare(self, tables: Iterable[torch.Tensor | None]) -> None:
-        """Look at a pass's page tables [R, P] once, for all layers: pages of a single request that
-        lie one behind the other are read as a view instead of being gathered."""
+    def prepare(self) -> None:
+        """A pass begins, with page tables of its own."""
         self._views = {}
-        for pages_RP in tables:
-            if pages_RP is not None and len(pages_RP) == 1:
-                pages = pages_RP[0].tolist()
-                if pages == list(range(pages[0], pages[0] + len(pages))):
-                    self._views[id(pages_RP)] = slice(pages[0], pages[0] + len(pages))
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
@@ -56,12 +49,24 @@ class Pool:
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
         keys, values = self.keys[layer], self.values[layer]
-        view = self._views.get(id(pages_RP))
+        view = self._view(pages_RP)
         if view is not None:
             return keys[view].flatten(0, 1)[None], values[view].flatten(0, 1)[None]
         shape = (pages_RP.shape[0], -1, *keys.shape[2:])
         index = pages_RP.flatten()
         return keys.index_select(0, index).view(shape), values.index_select(0, index).view(shape)
+
+    def _view(self, pages_RP: torch.Tensor) -> slice | None:
+        """Pages of a single request that lie one behind the other are read as a view instead of
+        being gathered; looked at once, for all layers of a pass."""
+        if len(pages_RP) > 1:
+            return None
+        if id(pages_RP) not in self._views:
+            pages = pages_RP[0].tolist()
+            in_order = pages == list(range(pages[0], pages[0] + len(pages)))
+            view = slice(pages[0], pages[0] + len(pages)) if in_order else None
+            self._views[id(pages_RP)] = pages_RP, view  # held, so that no other has its id
+        return self._views[id(pages_RP)][1]
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of one layer."""

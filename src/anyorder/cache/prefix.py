@@ -1,9 +1,10 @@
-"""Prefix cache: full pages of causally computed tokens, found again by their content.
+"""Prefix cache: full pages of tokens, found again by their content.
 
 A page's key hashes its tokens and the key of the page before it, so equal keys mean equal prefixes
 (BLAKE2b, because a collision would show one user's text to another). Role and salt are hashed into
-the first key. The cache holds every page it knows once; pages that nobody else holds are evicted in
-order of last use when the allocator runs dry.
+the first key. Tokens that ran in blocks saw those behind them in their block: a page's key hashes
+the whole of its last block, and the first key how they ran. The cache holds every page it knows
+once; pages that nobody else holds are evicted in order of last use when the allocator runs dry.
 """
 
 from __future__ import annotations
@@ -13,18 +14,37 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
+from anyorder.core.forward import CAUSAL, Attention
+
 
 def page_keys(
-    tokens: Seq[int], page_size: int, *, salt: str, known: Seq[bytes] = ()
+    tokens: Seq[int],
+    page_size: int,
+    *,
+    salt: str,
+    known: Seq[bytes] = (),
+    attention: Attention = CAUSAL,
 ) -> list[bytes]:
-    """Keys of the full pages of `tokens`; `known` are those of the leading ones."""
+    """Keys of the full pages of `tokens` whose content does not depend on what follows `tokens`;
+    `known` are those of the leading ones."""
     keys = list(known)
+    if attention != CAUSAL:
+        salt += f"\0{attention!r}"
     key = keys[-1] if keys else hashlib.blake2b(salt.encode(), digest_size=16).digest()
-    for page in range(len(keys), len(tokens) // page_size):
-        content = array("q", tokens[page * page_size : (page + 1) * page_size])
+    seen = _seen(len(keys) * page_size, attention)
+    for page in range(len(keys), attention.settled(len(tokens)) // page_size):
+        start, seen = seen, _seen((page + 1) * page_size, attention)
+        content = array("q", tokens[start:seen])
         key = hashlib.blake2b(key + content.tobytes(), digest_size=16).digest()
         keys.append(key)
     return keys
+
+
+def _seen(end: int, attention: Attention) -> int:
+    """Up to where the tokens before `end` looked."""
+    while attention.settled(end) < end:
+        end += 1
+    return end
 
 
 class PrefixCache:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
 from anyorder.cache.prefix import PrefixCache, page_keys
-from anyorder.core.forward import Attention, Causal
+from anyorder.core.forward import CAUSAL, Attention, Causal
 from anyorder.core.sequence import Sequence, Span
 
 
@@ -102,8 +102,8 @@ class PagedStore:
         assert start <= sequence.length, (
             f"a request may not leave a hole in the cache: start {start}, length {sequence.length}"
         )
+        del sequence.page_keys[beginning(sequence)[0].settled(start) // self.page_size :]
         del sequence.tokens[start:]
-        del sequence.page_keys[start // self.page_size :]
         while sequence.spans and sequence.spans[-1].start >= start:
             sequence.spans.pop()
         if sequence.spans:
@@ -191,45 +191,56 @@ class PagedStore:
         self.discard(sequence, end)
 
     # -------------------------------------------------------------------------- prefix sharing
-    def keys(self, tokens: Seq[int], salt: str) -> list[bytes]:
-        """Content keys of the full pages of `tokens`."""
-        return page_keys(tokens, self.page_size, salt=f"{self.role}\0{salt}")
+    def keys(self, tokens: Seq[int], salt: str, attention: Attention = CAUSAL) -> list[bytes]:
+        """Content keys of the full pages of `tokens`, run like that."""
+        return page_keys(tokens, self.page_size, salt=f"{self.role}\0{salt}", attention=attention)
 
-    def attach(self, sequence: Sequence, tokens: Seq[int], keys: Seq[bytes], limit: int) -> int:
+    def attach(
+        self,
+        sequence: Sequence,
+        tokens: Seq[int],
+        keys: Seq[bytes],
+        limit: int,
+        attention: Attention = CAUSAL,
+    ) -> int:
         """Let an empty sequence start with cached pages of `tokens`, at most `limit` positions.
 
         Returns the number of positions that need not be run.
         """
         pages = self.prefixes.match(keys[: limit // self.page_size])
+        # The rest of the last page is run anew where its tokens' block goes on behind it.
+        num_tokens = attention.settled(len(pages) * self.page_size)
+        pages = pages[: self.pages_for(num_tokens)]
         for page in pages:
             self._retain(page)
         # What the sequence held is released second, so that shared pages are never idle between.
         self.drop(sequence)
-        num_tokens = len(pages) * self.page_size
         sequence.pages = list(pages)
         sequence.num_resident = num_tokens
-        sequence.page_keys = list(keys[: len(pages)])
-        if sequence.length < num_tokens:
-            sequence.tokens = list(tokens[:num_tokens])
+        sequence.page_keys = list(keys[: num_tokens // self.page_size])
+        if num_tokens and not sequence.length:
+            self.remember(sequence, tokens[:num_tokens], attention)
         return num_tokens
 
     def publish(self, sequence: Sequence, end: int) -> None:
-        """Offer full pages before position `end` for sharing; only causally computed ones are."""
-        if sequence.spans:
-            end = min(end, sequence.spans[0].start)
+        """Offer full pages before position `end` for sharing; only those that do not depend on what
+        follows are."""
+        attention, num_tokens = beginning(sequence)
+        end = min(end, num_tokens)
         if sequence.shallow_from is not None:
             end = min(end, sequence.shallow_from)
         if sequence.conditions:
             return  # the same tokens may be conditioned on something else another time
-        end = min(end, sequence.num_resident)
+        end = attention.settled(min(end, sequence.num_resident))
         num_pages, known = end // self.page_size, len(sequence.page_keys)
         if num_pages <= known:
             return
         sequence.page_keys = page_keys(
-            sequence.tokens[: num_pages * self.page_size],
+            sequence.tokens[:end],
             self.page_size,
             salt=f"{self.role}\0{sequence.salt}",
             known=sequence.page_keys,
+            attention=attention,
         )
         for index in range(known, num_pages):
             if self.prefixes.add(sequence.page_keys[index], sequence.pages[index]):
@@ -251,3 +262,11 @@ class PagedStore:
     def _release(self, page: int) -> None:
         if self.allocator.release(page) == 1 and self.prefixes.knows(page):
             self.prefixes.mark_idle(page)
+
+
+def beginning(sequence: Sequence) -> tuple[Attention, int]:
+    """How a sequence's first tokens were run, and how many of them were run like that."""
+    if not sequence.spans:
+        return CAUSAL, sequence.length
+    first = sequence.spans[0]
+    return (CAUSAL, first.start) if first.start else (first.attention, first.num_kept)

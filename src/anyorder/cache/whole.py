@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 
 from anyorder.cache.prefix import page_keys
 from anyorder.cache.store import PagedStore
-from anyorder.core.forward import Bidirectional
+from anyorder.core.forward import BIDIRECTIONAL, Attention, Bidirectional
 from anyorder.core.sequence import Sequence
 
 _PADDING = -1
@@ -22,13 +22,22 @@ _PADDING = -1
 class WholeStore(PagedStore):
     """A `PagedStore` that shares whole texts, the last and partial page included."""
 
-    def keys(self, tokens: Seq[int], salt: str) -> list[bytes]:
-        """Content keys of all pages of `tokens`."""
+    def keys(
+        self, tokens: Seq[int], salt: str, attention: Attention = BIDIRECTIONAL
+    ) -> list[bytes]:
+        """Content keys of all pages of `tokens`, which always run both ways."""
         digest = hashlib.blake2b(array("q", tokens).tobytes(), digest_size=16).hexdigest()
         padded = [*tokens, *[_PADDING] * (-len(tokens) % self.page_size)]
         return page_keys(padded, self.page_size, salt=f"{self.role}\0{salt}\0{digest}")
 
-    def attach(self, sequence: Sequence, tokens: Seq[int], keys: Seq[bytes], limit: int) -> int:
+    def attach(
+        self,
+        sequence: Sequence,
+        tokens: Seq[int],
+        keys: Seq[bytes],
+        limit: int,
+        attention: Attention = BIDIRECTIONAL,
+    ) -> int:
         """Give the sequence the pages of its text, if all of them are known and within `limit`."""
         known = self.prefixes.match(keys)
         if len(known) < len(keys) or limit < len(tokens):

@@ -26,6 +26,7 @@ VERBS = {
     "train": "train a model as a recipe says, or go on training it",
     "models": "list, pull, show and remove models",
     "eval": "measure models on held-out text",
+    "bench": "measure speed and memory, beside other engines if you like",
     "data": "texts to train on: list, fetch and synthesize them",
     "serve": "answer requests over HTTP, as OpenAI's API does",
     "doctor": "versions, devices, kernels and folders on this machine",

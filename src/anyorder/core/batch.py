@@ -49,12 +49,14 @@ class AttentionGroup:
     is read from the pool (fresh prompts, training)."""
     query_positions_RQ: torch.Tensor
     """int64"""
-    key_positions_RK: torch.Tensor
-    """int64; undefined where `visible_RQK` is false for every query."""
+    key_positions_RK: torch.Tensor | None
+    """int64; undefined where `visible_RQK` is false for every query. None: keys lie in pages in
+    order of position."""
     window_positions_RQ: torch.Tensor | None = None
     """int64; where queries measure windows from, if not from where they stand."""
     visible_RQK: torch.Tensor | None
-    """bool; None means causal over keys = queries, no past (the fast path)."""
+    """bool; None means causal: over keys = queries without a past, or with pages over what they
+    hold up to each query's position."""
     memory: CrossMemory | None = None
     """Decoders behind an encoder: what to cross-attend to."""
     masks: dict[object, torch.Tensor | None] = field(default_factory=dict)
@@ -149,6 +151,18 @@ class LinkedNetwork(Network, Protocol):
     def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
         """Where paths through graphs of vertices go on, from rows of `hidden`: float32
         log-probabilities [D, L, L], -inf where not possible."""
+
+
+class EditingNetwork(Network, Protocol):
+    """A decoder that tells what its text lacks and what does not belong there
+    (`Abilities.num_insertions`)."""
+
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, from rows of `hidden` and those of the tokens behind (zeros: there is
+        none): of how many tokens are missing in between [M, counts], and of the row's own token not
+        belonging where it is [M]."""
 
 
 def dense_batch(

@@ -42,9 +42,14 @@ class Attention:
         offset, or -1 for the cached past."""
         raise AssertionError(f"{type(self).__name__} has no paths")
 
+    def settled(self, num_tokens: int) -> int:
+        """Of the first `num_tokens` tokens, the longest beginning that sees nothing behind itself,
+        and so is the same whatever follows."""
+        return 0
+
     def can_split_at(self, offset: int) -> bool:
         """May the first `offset` tokens run in an earlier pass with the same result?"""
-        return False
+        return 0 < offset == self.settled(offset)
 
     def is_causal_before(self, offset: int) -> bool:
         """Did the first `offset` tokens run as if causally and alone?"""
@@ -66,8 +71,8 @@ class Causal(Attention):
     def parents_of(self, num_tokens: int) -> Seq[int]:
         return range(-1, num_tokens - 1)
 
-    def can_split_at(self, offset: int) -> bool:
-        return True
+    def settled(self, num_tokens: int) -> int:
+        return num_tokens
 
     def is_causal_before(self, offset: int) -> bool:
         return True
@@ -101,8 +106,8 @@ class Blocks(Attention):
         block = torch.arange(num_tokens) // self.size
         return block[:, None] >= block[None, :]
 
-    def can_split_at(self, offset: int) -> bool:
-        return offset % self.size == 0
+    def settled(self, num_tokens: int) -> int:
+        return num_tokens - num_tokens % self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +305,9 @@ class Outputs:
     links: bool = False
     """Where paths through the rows go on, of networks whose decoder writes a graph of vertices
     (`Abilities.num_links`); the rows are all of its vertices, in order."""
+    edits: bool = False
+    """What is missing behind each row's token, and whether the token belongs there, of networks
+    that tell (`Abilities.num_insertions`); the rows lie side by side and have no other outputs."""
     features: tuple[int, ...] = ()
     """The residual stream after so many layers, side by side, of *all* tokens of the request: what
     drafters read. Prefixes are not taken from the cache then."""
@@ -334,6 +342,9 @@ class CanvasRows:
     length: int | None = None
     """Places of the new text in all, where a guide needs to know how far it goes: those beyond
     `text` are open. None: `Context.max_new_tokens`."""
+    blank: frozenset[int] = frozenset()
+    """Tokens that are no part of the text (tags, padding). A guide lets one stand at any open place
+    of `text`, which is then none, and at rows that tell what comes behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -421,6 +432,11 @@ class ForwardResult:
     links: torch.Tensor | None = None
     """float32 [rows, rows] in main memory; log-probability of going from one row to another, -inf
     where that is not possible."""
+    insertions: list[list[float]] = field(default_factory=list)
+    """By row: log-probabilities that 0, 1, ... tokens are missing behind its token; the last one's
+    is of so many or more."""
+    deletions: list[float] = field(default_factory=list)
+    """Probability that a row's token does not belong where it is."""
     features: torch.Tensor | None = None
     """[tokens, len(Outputs.features) * width]"""
     hidden: torch.Tensor | None = None

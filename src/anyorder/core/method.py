@@ -98,6 +98,9 @@ class Abilities:
     0: it does not."""
     num_links: int = 0
     """Heads of the links between those places, which make them a graph; 0: there are none."""
+    num_insertions: int = 0
+    """Numbers of tokens missing behind a token, from 0, that its edit heads tell apart; 0: it has
+    none."""
     text_rules: TextRules = TextRules()
     infill_tokens: tuple[int, int, int] | None = None
     """What stands before prefix, suffix and middle where a text's middle is filled in."""
@@ -127,6 +130,7 @@ class Needs:
     plans: bool = False
     vertices: VertexKind | None = None
     """A decoder that lays out places in one pass: linked, as a graph, or single, as a row."""
+    edits: bool = False
     roles: tuple[str, ...] = ("target",)
 
     @property
@@ -138,6 +142,7 @@ class Needs:
         words += ["patches of tokens"] * self.patches
         words += ["the tags of plans"] * self.plans
         words += [f"a decoder of {self.vertices} vertices"] * bool(self.vertices)
+        words += ["edit heads"] * self.edits
         words += [f"a {role} model" for role in self.roles if role != "target"]
         return ", ".join(words)
 
@@ -157,6 +162,8 @@ class Needs:
             wanted = f"a decoder of {self.vertices} vertices" if self.vertices else "a text decoder"
             found = f"of {abilities.vertices} vertices" if abilities.vertices else "of text"
             return f"{wanted}; that of {abilities.name} is one {found}"
+        if self.edits and not abilities.num_insertions:
+            return f"edit heads; {abilities.name} has none"
         if self.attention not in abilities.attention:
             kinds = " and ".join(sorted(abilities.attention))
             return f"{self.attention} attention; {abilities.name} was trained with {kinds}"
@@ -175,7 +182,7 @@ class Context(Protocol):
 
     @property
     def prompt(self) -> Seq[int]:
-        """Token ids of the prompt, at least one."""
+        """Token ids of the prompt; at least one, but for methods that `may_begin` without."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -201,6 +208,10 @@ class Context(Protocol):
     def sequence(self, role: str = "target") -> Sequence:
         """A new, empty cached sequence for one of the engine's models."""
 
+    @property
+    def num_passes(self) -> int:
+        """How many passes there were: the number of the last one."""
+
     def shared(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returned when it was first called for this name: something that outlives the
         request. Shared like cached prefixes, among requests of equal `cache_salt`, and private to
@@ -224,11 +235,12 @@ class Context(Protocol):
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         """Make tokens final and stream them. What lies beyond the end of the text is dropped, so
         emit freely and look at `finished`. `alternatives` are (id, log-probability) lists, one per
         token, for requests that ask for logprobs; `score` is a search's; the first `num_drafted`
-        tokens were proposed by a drafter."""
+        tokens were proposed by a drafter. `passes` as in `reveal`."""
 
     def reveal(
         self,
@@ -240,11 +252,13 @@ class Context(Protocol):
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         """Make tokens final at these places of the new text (0 is its first token), in any order;
         `emit` is this at the next open places. They are streamed once no open place lies before
         them. A place is revealed once; a canvas's fixed places are revealed from the start. What
-        lies beyond the end of the text is dropped, whether the end is reached yet or not."""
+        lies beyond the end of the text is dropped, whether the end is reached yet or not. `passes`
+        say which pass each token came from (see `num_passes`), where not all from the last one."""
 
     def preview(self, places: Seq[int], tokens: Seq[int | None], choice: int = 0) -> None:
         """Tell what stands at places and is not final: a draft, or None for a token taken back.
@@ -254,11 +268,20 @@ class Context(Protocol):
         """The text has no more than so many tokens, revealed or still to be; it then ends with
         finish reason "stop". No token may be final behind that."""
 
-    def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
+    def compatible(
+        self,
+        canvas: Seq[int | None],
+        places: Seq[int],
+        tokens: Seq[int],
+        *,
+        fresh: bool = True,
+        blank: frozenset[int] = frozenset(),
+    ) -> list[int]:
         """Which of these tokens may stand on the canvas together, the earlier ones first: indices.
         Each alone was drawn under all bans; two neighbours may still spell a banned sequence or
         repeat an n-gram, and two tokens anywhere leave no text that the guide allows. The first may
-        if it was drawn with the canvas as it is, or with less open."""
+        if it was drawn with the canvas as it is, or with less open; where not even that is so, they
+        are not `fresh`. For `blank` tokens see `CanvasRows`."""
 
     def fits(self, num_tokens: int) -> bool:
         """Does the request's guide, if any, allow a canvas of so many places?"""
@@ -276,8 +299,11 @@ class Context(Protocol):
     def ends(self, tokens: Seq[int]) -> bool:
         """Would a choice of exactly these new tokens be finished before the length limit?"""
 
-    def report_prompt(self, logprobs: Seq[float]) -> None:
-        """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`)."""
+    def report_prompt(
+        self, logprobs: Seq[float], alternatives: Seq[Seq[tuple[int, float]]]
+    ) -> None:
+        """Hand over log-probabilities of prompt tokens 1, 2, ... (`Request.prompt_logprobs`), and
+        for each of them the `Request.logprobs` likeliest tokens with theirs."""
 
     def report_embedding(self, vector: Seq[float]) -> None:
         """Hand over the prompt as a vector (`Request.embedding`)."""
@@ -295,6 +321,10 @@ class Method:
     (`Context.report_prompt`) and its vector (`Context.report_embedding`)?"""
     fills_canvas: ClassVar[bool] = False
     """Does it decide places in any order, and so around fixed tokens (`Context.canvas`)?"""
+    may_begin: ClassVar[bool] = False
+    """Does it need no prompt, on networks that tell a place by the mask that stands there?"""
+    any_order: ClassVar[bool] = False
+    """Does it place tokens in any order, canvas or not? Guides are finite automata then."""
     reads_text: ClassVar[bool] = False
     """Does it go by the text of tokens, so that it needs a tokenizer?"""
     makes_choices: ClassVar[bool] = False
@@ -345,6 +375,12 @@ class Method:
     @property
     def num_scratch_tokens(self) -> int:
         """Most tokens it keeps cached at once beyond prompt and final text."""
+        return 0
+
+    @property
+    def num_branches(self) -> int:
+        """Most sequences that it keeps at once beside the first, each with pages of its own that
+        are not full, where they go their own way and where they end."""
         return 0
 
     def cached_length(self, num_tokens: int, abilities: Abilities) -> int:

@@ -71,6 +71,13 @@ class TrainableModel(Protocol):
         """float32 [D, L, L]; log-probabilities of going from one to another of a decoding graph's
         vertices, -inf where not possible; networks with `Abilities.vertices_per_token` only."""
 
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, from rows of `hidden` and those of the tokens behind (zeros: there is
+        none): of how many tokens are missing in between [M, counts], and of the row's own token not
+        belonging where it is [M]; networks with `Abilities.num_insertions` only."""
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -306,6 +306,8 @@ class Completion:
     prompt_tokens: list[int]
     prompt_logprobs: list[float] | None = None
     """One per prompt token after the first; None if not asked for."""
+    prompt_alternatives: list[tuple[tuple[int, float], ...]] | None = None
+    """What else was likely there, (id, log-probability), as many as `Request.logprobs` says."""
     embedding: list[float] | None = None
     """The prompt as a vector; None if not asked for."""
 

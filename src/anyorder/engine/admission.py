@@ -44,7 +44,16 @@ class Admission:
         """Look up, tokenise and check; UserError says what is wrong and what is allowed."""
         method = self._method(request)
         abilities = self._target.abilities
-        given = prompt = self.encode(request.prompt, "prompt")
+        told_in_place = not (
+            abilities.source_length or abilities.token_shift or abilities.canvas_length
+        )
+        may_begin = method.may_begin and told_in_place
+        given = prompt = self.encode(request.prompt, "prompt", may_be_empty=may_begin)
+        if not prompt and request.guidance_scale != 1.0:
+            raise InvalidRequest(
+                "guidance steers towards the prompt, and the prompt is empty; give at least one "
+                "token, or leave guidance_scale at 1."
+            )
         source: list[int] = []
         if abilities.source_length:
             source, prompt = given, list(abilities.text_rules.start_tokens)
@@ -152,7 +161,7 @@ class Admission:
         if request.guide is None:
             return [None] * num_runs
         tokenizer = self._require_tokenizer("a guide")
-        if prepared.method.fills_canvas:
+        if prepared.method.fills_canvas or prepared.method.any_order:
             return [self._canvas_guide(request.guide, prepared, tokenizer)] * num_runs
         if self._compiler is None:
             ends = self._target.abilities.end_tokens
@@ -192,11 +201,12 @@ class Admission:
             max_new_tokens=prepared.max_new_tokens,
             tokenizer=self._tokenizer,
             guide=guide,
-            continued=not prepared.source,
+            continued=bool(prepared.prompt) and not prepared.source,
         )
 
-    def encode(self, prompt: Prompt, name: str) -> list[int]:
-        """Token ids of text, chat messages or ids; at least one, all inside the vocabulary."""
+    def encode(self, prompt: Prompt, name: str, *, may_be_empty: bool = False) -> list[int]:
+        """Token ids of text, chat messages or ids, all inside the vocabulary; at least one, unless
+        it may be empty."""
         if isinstance(prompt, str):
             tokens = self._require_tokenizer(f"a {name} given as text").encode(prompt)
             closing = self._target.abilities.closing_tokens
@@ -212,7 +222,7 @@ class Admission:
         else:
             tokens = list(prompt)  # type: ignore[arg-type]  # checked right below
             self._check_ids(name, tokens)
-        if not tokens:
+        if not tokens and not may_be_empty:
             raise InvalidRequest(f"the {name} is empty; give at least one token.")
         return tokens
 
@@ -235,8 +245,8 @@ class Admission:
             self._require_tokenizer(name)
         if request.prompt_logprobs and abilities.source_length:
             raise InvalidRequest(
-                f"the encoder of {abilities.name} reads the prompt and gives it no probabilities; "
-                "only models without an encoder can score one."
+                f"the encoder of {abilities.name} reads the prompt and gives it no probabilities "
+                "(prompt_logprobs); only models without an encoder can score one."
             )
         if request.prompt_logprobs and not method.scores_prompt:
             raise InvalidRequest(
@@ -305,6 +315,7 @@ class Admission:
             )
         num_tokens = len(prompt) + wanted
         num_scratch = method.cached_length(num_tokens, abilities) - num_tokens
+        num_scratch += 2 * (self._target.store.page_size - 1) * method.num_branches
         if num_tokens + num_scratch > pool:
             more = f", and {num_scratch} more that {request.method} works on,"
             scratch = more if num_scratch else ""

@@ -135,11 +135,9 @@ def _group(
     pages_RP = torch.tensor(
         [pages + pages[-1:] * (num_pages - len(pages)) for pages in page_lists], device=device
     )
-    key_index_K = torch.arange(num_pages * store.page_size, device=device)
-    if isinstance(attention, Causal):
-        key_positions_RK = key_index_K.expand(num_requests, -1)
-        visible_RQK = key_index_K <= query_positions_RQ[:, :, None]
-    else:
+    key_positions_RK = visible_RQK = None
+    if not isinstance(attention, Causal):
+        key_index_K = torch.arange(num_pages * store.page_size, device=device)
         # Alone in its group. The past is visible to all, new tokens as the attention says; their
         # positions may repeat (trees), so they are told apart by where they are stored.
         start = bucket[0].start

@@ -46,6 +46,7 @@ def sampler_row(job: Job, row: int) -> Row:
         place=place,
         length=0 if canvas is None else canvas.length or run.max_new_tokens,
         canvas_guide=run.canvas_guide if canvas is not None else None,
+        blank=frozenset() if canvas is None else canvas.blank,
         cuts_off=canvas is not None and run.prepared.is_fixed_behind(place),
     )
 

@@ -332,6 +332,8 @@ class Engine:
             settle(run.jobs, self.roles)
             if run.jobs and all(job.is_complete for job in run.jobs):
                 run.advance()
+            if run.is_over:
+                run.check_texts()
         except Exception as error:
             self._fail(run, error)
             return

@@ -65,6 +65,7 @@ class Handle:
         self.private: dict[str, Any] = {}
         """`Context.shared` for a request that shares nothing."""
         self.prompt_logprobs: list[float] | None = None
+        self.prompt_alternatives: list[tuple[tuple[int, float], ...]] | None = None
         self.embedding: list[float] | None = None
         canvas = prepared.canvas or ()
         self.choices = [
@@ -115,6 +116,7 @@ class Handle:
             ),
             prompt_tokens=prepared.given,
             prompt_logprobs=self.prompt_logprobs,
+            prompt_alternatives=self.prompt_alternatives,
             embedding=self.embedding,
         )
         self.events.append(Event(completion=self.completion))

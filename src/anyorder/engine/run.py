@@ -146,6 +146,8 @@ class Job:
             patches=[a.patch for a in answers if a.patch is not None],
             heads=list(self.heads.values()),
             links=self.links,
+            insertions=[a.insertions for a in answers] if wants.edits else [],
+            deletions=[a.deletion for a in answers if a.deletion is not None],
             features=torch.cat(self.features) if wants.features else None,
             hidden=torch.stack([self.hidden[row] for row in rows]) if wants.hidden else None,
             logits=torch.stack([self.logits[row] for row in rows]) if wants.logits else None,
@@ -214,6 +216,10 @@ class Run:
     def models(self) -> Mapping[str, Abilities]:
         return {name: role.abilities for name, role in self._roles.items()}
 
+    @property
+    def num_passes(self) -> int:
+        return self.handle.num_passes
+
     def shared(self, name: str, make: Callable[[], Any]) -> Any:
         if self.request.prefix_cache:
             return self._memory.recall(self.prepared.salt, name, make)
@@ -279,6 +285,7 @@ class Run:
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         self.reveal(
             self._choices[choice].next_places(len(tokens)),
@@ -288,6 +295,7 @@ class Run:
             choice=choice,
             score=score,
             num_drafted=num_drafted,
+            passes=passes,
         )
 
     def reveal(
@@ -300,13 +308,14 @@ class Run:
         choice: int = 0,
         score: float | None = None,
         num_drafted: int = 0,
+        passes: Seq[int] = (),
     ) -> None:
         builder = self._choices[choice]
         builder.score = score
-        step = self.handle.num_passes
         for index, (place, token, logprob) in enumerate(zip(places, tokens, logprobs, strict=True)):
             others = alternatives[index] if alternatives else ()
             drafted = index < num_drafted
+            step = passes[index] if passes else self.num_passes
             final = Final(
                 token=token, logprob=logprob, step=step, alternatives=others, drafted=drafted
             )
@@ -339,7 +348,15 @@ class Run:
         self._choices[choice].end_at(num_tokens)
         self._stream(choice)
 
-    def compatible(self, canvas: Seq[int | None], places: Seq[int], tokens: Seq[int]) -> list[int]:
+    def compatible(
+        self,
+        canvas: Seq[int | None],
+        places: Seq[int],
+        tokens: Seq[int],
+        *,
+        fresh: bool = True,
+        blank: frozenset[int] = frozenset(),
+    ) -> list[int]:
         ends = self.prepared.end_tokens
         return compatible(
             self.prompt,
@@ -349,6 +366,9 @@ class Run:
             banned=[ids for ids in self.prepared.banned if len(ids) > 1 or ids[0] not in ends],
             no_repeat_ngram=self.request.no_repeat_ngram,
             guide=self.canvas_guide,
+            fresh=fresh,
+            blank=blank,
+            length=self.max_new_tokens if blank else None,
         )
 
     def fits(self, num_tokens: int) -> bool:
@@ -368,8 +388,11 @@ class Run:
     def ends(self, tokens: Seq[int]) -> bool:
         return self._rules.ends(tokens)
 
-    def report_prompt(self, logprobs: Seq[float]) -> None:
+    def report_prompt(
+        self, logprobs: Seq[float], alternatives: Seq[Seq[tuple[int, float]]]
+    ) -> None:
         self.handle.prompt_logprobs = list(logprobs)
+        self.handle.prompt_alternatives = [tuple(others) for others in alternatives]
 
     def report_embedding(self, vector: Seq[float]) -> None:
         self.handle.embedding = list(vector)
@@ -411,6 +434,15 @@ class Run:
     def is_over(self) -> bool:
         """Has the generator returned?"""
         return self.generator is not None and not self.jobs
+
+    def check_texts(self) -> None:
+        """A method that has returned has ended each text that it began. A search may have found
+        fewer than were asked for, but not none."""
+        begun = [choice for choice in self._choices if choice.reveals or choice.finish_reason]
+        assert begun and all(choice.finish_reason is not None for choice in begun), (
+            f"{self.request.method} returned before its text was finished; a method emits up to "
+            "the end of the text or calls end_at"
+        )
 
     def _gather(self, requests: list[ForwardRequest] | None) -> None:
         self.jobs = []

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 
 from anyorder.cache.pool import Pool
-from anyorder.core.batch import LinkedNetwork
+from anyorder.core.batch import EditingNetwork, LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
 from anyorder.engine.beliefs import believe
@@ -28,6 +29,7 @@ MAX_LOGIT_ROWS = 128
 
 
 _STATES = Outputs(token=False, logprob=False, hidden=True)
+_WITHOUT_LOGITS = (_STATES, Outputs(token=False, logprob=False, edits=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,12 +46,12 @@ class Question:
 def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
     """Run the pieces on the role's model; their keys and values are cached when this returns."""
     batch, ordered = pack(pieces, role.store, role.network.device, num_layers=pieces[0].layers)
-    role.pool.prepare(group.pages_RP for group in batch.groups)
+    role.pool.prepare()
     memories = [group.memory for group in batch.groups if group.memory is not None]
     if memories:
         pool = memories[0].pool
         assert isinstance(pool, Pool), "an encoder's role has a pool of its own"
-        pool.prepare(memory.pages_RP for memory in memories)
+        pool.prepare()
     hidden_NW = role.network.hidden(batch, role.pool)
     questions, first = [], 0
     for piece in ordered:
@@ -81,12 +83,12 @@ def answer(role: Role, questions: Seq[Question]) -> None:
     draw_patches(role, drawn)
     if drawn:
         questions = [q for q in questions if q.job.request.outputs.patch is None]
-    states = [q for q in questions if q.job.request.outputs == _STATES and not q.job.is_twin]
+    states = [question for question in questions if not _reads_logits(question)]
     for question in states:  # needs no logits, which are most of the work for a long prompt
         question.job.hidden[question.row] = question.hidden_W.clone()
         question.job.rows[question.row] = RowResult()
     if states:
-        questions = [q for q in questions if q.job.request.outputs != _STATES or q.job.is_twin]
+        questions = [question for question in questions if _reads_logits(question)]
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
         logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
@@ -117,6 +119,10 @@ def answer(role: Role, questions: Seq[Question]) -> None:
             part[index].job.rows[part[index].row] = result
 
 
+def _reads_logits(question: Question) -> bool:
+    return question.job.is_twin or question.job.request.outputs not in _WITHOUT_LOGITS
+
+
 def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
     """Answer what takes several rows: contrasted ones, draft checks, prediction heads, links."""
     for job in jobs:
@@ -138,6 +144,8 @@ def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
                 job.heads[row] = _heads(roles[job.request.role], job, row)
         if outputs.links and job.is_complete and job.links is None:
             job.links = _links(roles[job.request.role], job)
+        if outputs.edits and job.is_complete and job.hidden:
+            _edit(roles[job.request.role], job)
 
 
 def _all_held(job: Job) -> bool:
@@ -163,3 +171,13 @@ def _links(role: Role, job: Job) -> torch.Tensor:
     hidden_1LW = torch.stack([job.hidden[row] for row in job.request.output_rows])[None]
     num_vertices_1 = torch.tensor([hidden_1LW.shape[1]], device=hidden_1LW.device)
     return network.links(hidden_1LW, num_vertices_1)[0].cpu()
+
+
+def _edit(role: Role, job: Job) -> None:
+    """Tell what is missing behind the rows' tokens, and whether they belong."""
+    network = cast(EditingNetwork, role.network)
+    hidden_LW = torch.stack([job.hidden.pop(row) for row in job.request.output_rows])
+    insertions_LC, deletions_L = network.edits(hidden_LW, F.pad(hidden_LW[1:], (0, 0, 0, 1)))
+    tables, shares = insertions_LC.log_softmax(dim=1).tolist(), deletions_L.sigmoid().tolist()
+    for row, table, share in zip(job.request.output_rows, tables, shares, strict=True):
+        job.rows[row] = RowResult(insertions=table, deletion=share)

@@ -15,9 +15,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from anyorder.cache.allocator import OutOfPages
-from anyorder.cache.store import PagedStore
+from anyorder.cache.store import PagedStore, beginning
 from anyorder.core.errors import PoolTooSmall
-from anyorder.core.forward import CAUSAL, Attention, Causal, ForwardRequest
+from anyorder.core.forward import CAUSAL, Attention, ForwardRequest
 from anyorder.core.sequence import Sequence
 from anyorder.engine.run import Job, Run
 
@@ -188,21 +188,21 @@ class Scheduler:
         sequence, store = job.sequence, self._stores[job.sequence.role]
         if sequence.length:
             tokens: Seq[int] = sequence.tokens
-            limit = sequence.spans[0].start if sequence.spans else sequence.length
+            attention, limit = beginning(sequence)
             limit = 0 if sequence.conditions else limit
-            keys = store.keys(tokens, sequence.salt)
-        elif isinstance(job.request.attention, Causal) and job.request.reads_prefixes:
-            tokens = job.request.tokens
+            keys = store.keys(tokens, sequence.salt, attention)
+        elif job.request.attention.settled(len(job.request.tokens)) and job.request.reads_prefixes:
+            tokens, attention = job.request.tokens, job.request.attention
             # Rows that need output must run, and at least one token.
             limit = min([*job.request.output_rows[:1], len(tokens) - 1])
             if job.page_keys is None:
-                job.page_keys = store.keys(tokens, sequence.salt)
+                job.page_keys = store.keys(tokens, sequence.salt, attention)
             keys = job.page_keys
         else:
             return True
-        fresh = not sequence.length
-        num_cached = store.attach(sequence, tokens, keys, limit)
-        num_pages = num_cached // store.page_size
+        fresh, limit = not sequence.length, attention.settled(limit)
+        num_cached = store.attach(sequence, tokens, keys, limit, attention)
+        num_pages = len(sequence.pages)
         if keys[num_pages : limit // store.page_size] and keys[num_pages] in tick.in_flight:
             store.discard(sequence, 0) if fresh else store.drop(sequence)
             return False

@@ -6,6 +6,7 @@ sampling otherwise. One pass over the prompt (prefill), then one pass per token.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,9 +34,11 @@ class Autoregressive(Method):
                 tokens, start = list(context.prompt), 0
                 rows, following = range(len(tokens) - 1), tuple(tokens[1:])
                 if rows:
-                    given = Outputs(token=False, logprob=False, given=following)
+                    given = dataclasses.replace(
+                        outputs, token=False, logprob=False, given=following
+                    )
                     scored = yield from forward(sequence, tokens[:-1], 0, rows=rows, outputs=given)
-                    context.report_prompt(scored.given)
+                    context.report_prompt(scored.given, scored.top)
                     tokens, start = tokens[-1:], len(rows)
             while not context.finished:
                 result = yield from forward(sequence, tokens, start, outputs=outputs)

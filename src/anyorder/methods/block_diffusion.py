@@ -15,6 +15,14 @@ Networks with a token shift tell a block's first place by the block before it, w
 changes: what was told in the block's first pass holds for all of its steps. A guide may not let it
 stand beside what was placed since; the block before is then run once more to tell it anew.
 
+With `in_flight` above 1, blocks are filled beside each other (D2F, arXiv 2508.09192): the next one
+is begun once `open_at` of the last one's places are filled. Behind an unfinished block only what
+`commit` takes by itself is taken (all above a threshold, and not the best one in any case); where
+every block before it is finished, it goes on as ever. Such places saw masks before them, which only
+networks trained for it expect: approximate. What is cached is exact all the same, since a block is
+stored when it and all before it are clean. D2F's own sampler is `in_flight` as many as there are
+blocks, `open_at=0.1` and `commit=threshold`; it counts a block of which 95% is filled as finished.
+
 Published samplers are options, and the default on their checkpoints. SDAR's are `commit=threshold`
 with a level of 0.85 (low_confidence_dynamic), `confidence`, `sequential` or `entropy_bound`;
 LLaDA2.0's is `threshold` with 0.95, LLaDA2.1's adds `revise=edit`; Fast-dLLM v2's is `threshold`
@@ -29,12 +37,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import Blocks, CanvasRows, Decoding, Outputs, forward
 from anyorder.core.method import Abilities, Context
 from anyorder.core.options import Part, Range
 from anyorder.core.sequence import Sequence
 from anyorder.sampling.canvas_method import CanvasMethod
-from anyorder.sampling.denoising import Denoising, Passes, Plan, candidates
+from anyorder.sampling.denoising import (
+    Answer,
+    Denoising,
+    Ends,
+    Passes,
+    Plan,
+    Question,
+    Questions,
+    candidates,
+    following,
+)
 from anyorder.sampling.revision.keep import Keep
 from anyorder.sampling.unmasking import Candidate, Commit
 from anyorder.sampling.unmasking.sequential import Sequential
@@ -57,6 +76,26 @@ class BlockDiffusion(CanvasMethod):
         Literal["any", "clean"],
         "a block's first token: in any order, or before all, from the clean block before it",
     ] = "any"
+    in_flight: Annotated[
+        int, Range(1), "blocks that are filled beside each other; more than 1 is approximate"
+    ] = 1
+    open_at: Annotated[
+        float, Range(0.0, 1.0), "in flight: share of a block that is filled when the next begins"
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.in_flight > 1 and (self.revise.revises or self.first == "clean"):
+            given = "first=clean" if self.first == "clean" else "a revise policy"
+            raise InvalidRequest(
+                f"in_flight={self.in_flight} does not go with {given}, which wants the blocks "
+                "before it finished; set in_flight=1, or leave the other out."
+            )
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """Nothing unfinished is looked at, and one place a step chosen blindly."""
+        return self.in_flight == 1 and super().keeps_distribution
 
     def missing(self, models: Mapping[str, Abilities]) -> str | None:
         """A block size, of the network or given; a token shift, to ask clean tokens."""
@@ -79,23 +118,99 @@ class BlockDiffusion(CanvasMethod):
             context.note(
                 f"{context.abilities.name} was trained {trained}, not on blocks of {size}."
             )
+        if self.in_flight > 1:
+            context.note(f"in_flight={self.in_flight} shows blocks unfinished ones before them.")
         text = list(context.canvas or [None] * context.max_new_tokens)
-        num_prompt = len(context.prompt)
+        num_prompt, flight = len(context.prompt), list[_Block]()
+        starts = list(range(-(num_prompt % size), len(text), size))[::-1]
         with context.sequence() as sequence:
-            blocks = _Blocks(context, sequence, text, size)
-            for start in range(-(num_prompt % size), len(text), size):
-                if self.first == "clean" and start >= 0 and text[start] is None:
-                    place = range(start, start + 1)
-                    yield from Denoising(context, text, place, _AT_ONCE).run(blocks.ask)
-                for window in self.windows(range(start, start + size)):
-                    places = range(max(window.start, 0), min(window.stop, len(text)))
-                    yield from Denoising(context, text, places, self.plan).run(blocks.ask)
-                    if context.finished:
-                        return
+            passes = _Passes(context, sequence, text, size)
+            while (starts or flight) and not context.finished:
+                while flight and flight[0].question is None:
+                    del flight[0]
+                # Blocks behind the end of the text, begun before it was known, are left.
+                ended = next((n for n, block in enumerate(flight[:-1], 1) if block.ends), None)
+                flight = flight[:ended]
+                while starts and (not flight or self._opens(flight)):
+                    flight.append(_Block(self, context, text, starts.pop(), size))
+                yield from _step(flight, passes)
+
+    def _opens(self, flight: list[_Block]) -> bool:
+        """May another block be begun?"""
+        last = flight[-1]
+        return (
+            len(flight) < self.in_flight
+            and last.share >= self.open_at
+            and not any(block.ends for block in flight)
+        )
 
 
-class _Blocks:
-    """Passes over the block that is being filled, and over those not stored yet."""
+def _step(flight: list[_Block], passes: _Passes) -> Decoding:
+    """Ask once for all blocks that ask, and let them go on."""
+    asking = [(block, block.question) for block in flight if block.question is not None]
+    if not asking:
+        return
+    places = [place for _, question in asking for place in question.places]
+    (_, first), *others = asking
+    stream = first.stream
+    if others:
+        stream = f"flight {passes.num_joint}"
+        passes.num_joint += 1
+    found = yield from passes.ask(places, first.outputs, stream)
+    by_place = {candidate.place: candidate for candidate in found}
+    for order, (block, question) in enumerate(asking):
+        own = [by_place[place] for place in question.places]
+        block.hear(Answer(candidates=own, ahead=order > 0))
+
+
+class _Block:
+    """A block that is being filled."""
+
+    def __init__(
+        self,
+        options: BlockDiffusion,
+        context: Context,
+        text: list[int | None],
+        start: int,
+        size: int,
+    ) -> None:
+        self._options, self._context, self._text = options, context, text
+        self._start, self._size = start, size
+        self._is_end = Ends(context)
+        self._questions = self._fill()
+        self.question: Question | None = next(self._questions, None)
+        """What it asks of the next pass; None: it is full, or the text is over."""
+
+    def _fill(self) -> Questions:
+        options, context, text, start = self._options, self._context, self._text, self._start
+        if options.first == "clean" and start >= 0 and text[start] is None:
+            yield from Denoising(context, text, range(start, start + 1), _AT_ONCE).questions()
+        for window in options.windows(range(start, start + self._size)):
+            places = range(max(window.start, 0), min(window.stop, len(text)))
+            yield from Denoising(context, text, places, options.plan).questions()
+
+    def hear(self, answer: Answer) -> None:
+        """Go on to the next question."""
+        self.question = following(self._questions, answer)
+
+    @property
+    def _tokens(self) -> list[int | None]:
+        """What of it is new text."""
+        return self._text[max(self._start, 0) : self._start + self._size]
+
+    @property
+    def share(self) -> float:
+        """How much of it is filled."""
+        return 1 - self._tokens.count(None) / len(self._tokens)
+
+    @property
+    def ends(self) -> bool:
+        """Does the text end in it?"""
+        return any(token is not None and self._is_end(token) for token in self._tokens)
+
+
+class _Passes:
+    """Passes over the blocks that are being filled, and over those not stored yet."""
 
     def __init__(
         self, context: Context, sequence: Sequence, text: list[int | None], size: int
@@ -110,6 +225,8 @@ class _Blocks:
         """What the block before told of this block's first place, with a token shift ..."""
         self._first_text: list[int | None] = []
         """... when this stood on the canvas."""
+        self.num_joint = 0
+        """Passes over several blocks at once; each draws with other numbers."""
 
     def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
         """See sampling.denoising.Ask."""
@@ -125,7 +242,8 @@ class _Blocks:
             assert self._first is not None, "told in the block's first pass"
             return [self._first]
         # Clean blocks do not see the one behind them: where they alone are asked, they run alone.
-        end = min(start + self._size, abilities.context_length)
+        last = (len(prompt) + max(places)) // self._size * self._size
+        end = min(last + self._size, abilities.context_length)
         if len(prompt) + max(told) - shift < start:
             end = start
         line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]

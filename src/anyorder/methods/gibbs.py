@@ -38,6 +38,7 @@ class Gibbs(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+    may_begin: ClassVar[bool] = True
 
     def decode(self, context: Context) -> Decoding:
         if context.finished:

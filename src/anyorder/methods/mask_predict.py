@@ -47,6 +47,7 @@ class MaskPredict(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+    may_begin: ClassVar[bool] = True
 
     def decode(self, context: Context) -> Decoding:
         if context.finished:

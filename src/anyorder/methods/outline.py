@@ -13,7 +13,8 @@ network continues with plans and parts is plain text, in which {number} and {poi
 tags of a chat template may stand in it.
 
 `min_new_tokens` holds for every part. Tokens of headings and separators are given: their
-log-probability is 0. Cached besides the text are the plans and the parts that it has no room for.
+log-probability is 0. Cached besides the text are the plans and the parts that it has no room for; a
+request whose parts might not all fit into the cache at once is refused, `min_new_tokens` aside.
 Not here: a second model that decides whether a question suits a plan.
 """
 
@@ -57,6 +58,25 @@ class Outline(Method):
     part_lead: Annotated[str, "text behind the plan, before a heading; not shown"] = "\n\n"
     heading: Annotated[str, "text that the network continues with a part; shown"] = "**{point}**\n"
     between: Annotated[str, "text between parts; a part is over where it comes"] = "\n\n"
+
+    @property
+    def num_scratch_tokens(self) -> int:
+        return self._most_tokens(0)
+
+    @property
+    def num_branches(self) -> int:
+        return sum(self.points**level for level in range(1, self.depth + 1))
+
+    def _most_tokens(self, level: int) -> int:
+        """Of a part and all below it, what is seen of it aside: its points have together at most
+        as many tokens as its plan, and a text as many as bytes."""
+        leads = self.plan_lead, *[self.inner_plan_lead] * (self.depth - 1)
+        leads += (self.part_lead + self.heading,)
+        if level == self.depth:
+            return len(leads[level].encode()) + self.part_length
+        named = leads[level + 1].count("{point}") * self.plan_length
+        own = len(leads[level].encode()) + self.plan_length
+        return own + named + self.points * self._most_tokens(level + 1)
 
     def check(self, request: Request) -> None:
         """A guide would have to say where parts begin."""

@@ -9,8 +9,13 @@ goes on. `core.plans` says what plans are, `training/objectives/planned_diffusio
 in training; both are kept to, in prompts with plans too.
 
 The answer is text and spans in their order. Plans, tags and padding are no part of it and do not
-count as new tokens, unless `keep_tags` asks for them. A token of a span becomes final when all
-before it are known, and the trace counts passes so.
+count as new tokens, unless `keep_tags` asks for them. A token of a span is streamed when all before
+it are known; the trace says which pass placed it.
+
+A guide holds for the answer as a whole. It does not look at plans: in text it allows tags at any
+time, in spans padding, which leaves room for all that it asks for. So that spans do not come behind
+the end of the text, it has none while a plan is open, and spans get no more places than the answer
+has left. Penalties then count the answer alone.
 
 Any plan is read. A topic without a length gets `default_length`; one inside of another is the next
 one; one that is never closed ends where the plan does, at the latest after `plan_length` tokens. A
@@ -64,6 +69,7 @@ class PlannedDiffusion(Method):
 
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True, plans=True)
     exact: ClassVar[bool] = False
+    any_order: ClassVar[bool] = True
 
     commit: Annotated[
         Commit, Part("sampling/unmasking"), "which places of a span a pass makes final"
@@ -100,11 +106,11 @@ class PlannedDiffusion(Method):
         return None
 
     def check(self, request: Request) -> None:
-        """A guide would have to say where plans may stand."""
-        if request.guide is not None:
+        """A guide is for the answer's text, and says nothing of plans."""
+        if request.guide is not None and self.keep_tags:
             raise InvalidRequest(
-                "planned_diffusion writes spans out of order and cannot follow a guide; use "
-                "autoregressive, or leave the guide out."
+                "a guide holds for the text without plans, and keep_tags makes them part of it; "
+                "leave keep_tags at false, or the guide out."
             )
 
     @property
@@ -130,6 +136,8 @@ class _Drawn:
     token: int
     logprob: float
     top: Seq[tuple[int, float]]
+    step: int
+    """In which pass."""
 
 
 class _Document:
@@ -155,7 +163,7 @@ class _Document:
         """Hidden tokens that were drawn since the last sync."""
         self._num_passes = 0
         """Over spans; each draws with other numbers."""
-        self._samplings: dict[tuple[bool, int], Request] = {}
+        self._samplings: dict[tuple[bool, int, bool], Request] = {}
         self._limit = abilities.context_length
         if options.overhead is not None:
             wanted = len(self._tokens) + context.max_new_tokens + options.overhead
@@ -220,28 +228,49 @@ class _Document:
         self, sequence: Sequence
     ) -> Generator[list[ForwardRequest], list[ForwardResult], _Drawn]:
         """Run what is not cached yet and draw the next token."""
+        tags, guided, stream = self._tags, None, None
+        if self._context.request.guide is not None and not self._in_topic:
+            # A tag takes no place of the answer: what is drawn after it has the same place.
+            blank, stream = {tags.topic, tags.topic_end, tags.sync}, f"text {len(self._tokens)}"
+            guided = CanvasRows(
+                text=list(self._shown), places=[len(self._shown)], blank=frozenset(blank)
+            )
         result = yield from forward(
             sequence,
             self._tokens[self._num_cached :],
             self._num_cached,
             attention=self._attention,
             outputs=Outputs(top=self._context.request.logprobs),
-            sampling=self._sampling(),
+            sampling=self._sampling(is_guided=guided is not None),
+            stream=stream,
+            canvas=guided,
         )
         self._num_cached, self._attention = len(self._tokens), CAUSAL
-        top = result.top[0] if result.top else ()
-        return _Drawn(token=result.tokens[0], logprob=result.logprobs[0], top=top)
+        return _Drawn(
+            token=result.tokens[0],
+            logprob=result.logprobs[0],
+            top=result.top[0] if result.top else (),
+            step=self._context.num_passes,
+        )
 
-    def _sampling(self) -> Request:
+    @property
+    def _in_topic(self) -> bool:
+        """Is a topic of a plan being written?"""
+        since = [token for token in self._since_sync() if token in self._hidden]
+        return bool(since) and since[-1] == self._tags.topic
+
+    def _sampling(self, *, is_guided: bool) -> Request:
         """The request's controls; what only spans hold is not drawn in text."""
         request, tags = self._context.request, self._tags
         num_hidden = 0
-        if request.min_new_tokens:  # hidden tokens are counted as generated, but are not
+        if request.min_new_tokens and not is_guided:  # hidden tokens are counted, but are not text
             num_hidden = len(self._tokens) - len(self._context.prompt) - len(self._shown)
-        key = self._plans, num_hidden
+        needs_sync = request.guide is not None and tags.topic in self._since_sync()
+        key = self._plans, num_hidden, needs_sync
         if key not in self._samplings:
             never = {tags.span, tags.span_end, tags.pad, self._mask_token}
             never |= set() if self._plans else self._hidden
+            never |= self._ends if needs_sync else set()
             self._samplings[key] = dataclasses.replace(
                 request,
                 logit_bias={**request.logit_bias, **dict.fromkeys(never, -math.inf)},
@@ -253,9 +282,7 @@ class _Document:
     def write(self, drawn: _Drawn) -> None:
         """Add a token to the text or the plan."""
         tags = self._tags
-        since = [token for token in self._since_sync() if token in self._hidden]
-        in_topic = bool(since) and since[-1] == tags.topic
-        hidden = in_topic or drawn.token in (tags.topic, tags.topic_end)
+        hidden = self._in_topic or drawn.token in (tags.topic, tags.topic_end)
         self._num_planned += hidden
         self._tokens.append(drawn.token)
         self._show([drawn], hidden=hidden)
@@ -267,7 +294,10 @@ class _Document:
             return
         self._tokens.append(self._tags.sync)
         self._num_planned = 0
-        self._show([drawn or _Drawn(token=self._tags.sync, logprob=0.0, top=())], hidden=True)
+        if drawn is None:
+            step = self._context.num_passes
+            drawn = _Drawn(token=self._tags.sync, logprob=0.0, top=(), step=step)
+        self._show([drawn], hidden=True)
 
     def _show(self, tokens: Seq[_Drawn], *, hidden: bool) -> None:
         """Make tokens part of the answer, if they are."""
@@ -278,6 +308,7 @@ class _Document:
             [drawn.token for drawn in tokens],
             [drawn.logprob for drawn in tokens],
             alternatives=[drawn.top for drawn in tokens],
+            passes=[drawn.step for drawn in tokens],
         )
 
     # -------------------------------------------------------------------------------- all at once
@@ -297,7 +328,7 @@ class _Document:
                 outputs=NOTHING,
             )
             self._num_cached = len(self._tokens)
-        spans = _Spans(self._tags, lengths)
+        spans = _Spans(self._tags, lengths, step=self._context.num_passes)
         sampling = self._span_sampling(len(self._shown) + len(spans.board))
         shown, shift = list(self._shown), int(self._context.abilities.token_shift)
         while spans.open_places and not self._context.finished:
@@ -314,10 +345,7 @@ class _Document:
                 ),
                 sampling=sampling,
                 stream=f"spans {self._num_passes}",
-                canvas=CanvasRows(
-                    text=[*shown, *self._text(spans)],
-                    places=[len(shown) + place for place in spans.open_places],
-                ),
+                canvas=self._canvas(spans, shown),
             )
             self._commit(spans, result, shown)
             self._num_passes += 1
@@ -334,16 +362,19 @@ class _Document:
     def _lengths(self) -> list[int]:
         """Of the plan's spans, within the limits."""
         options, room = self._options, self._room - 1  # the sync's place
+        guided = self._context.request.guide is not None
+        most = self._context.max_new_tokens - len(self._shown) if guided else room
         lengths = []
         for promise in promises(self._since_sync(), self._tags)[: options.spans]:
             length = options.default_length
             if promise.length is not None:
                 length = max(1, round(promise.length * LENGTH_UNIT * options.length_scale))
-            length = min(length, options.span_length, room - 2)
+            length = min(length, options.span_length, room - 2, most)
             if length < 1:
                 break
             lengths.append(length)
             room -= length + 2
+            most -= length if guided else 0
         return lengths
 
     def _span_sampling(self, num_places: int) -> Request:
@@ -358,9 +389,18 @@ class _Document:
             max_new_tokens=None,
         )
 
-    def _text(self, spans: _Spans) -> list[int | None]:
-        """What the spans add to the answer, as far as it is known."""
-        return [None if t is None or t.token in self._hidden else t.token for t in spans.board]
+    def _canvas(self, spans: _Spans, shown: list[int]) -> CanvasRows:
+        """The answer as far as it is known, with the spans' open places: neither tags nor padding,
+        but these may yet turn out to be padding."""
+        text: list[int | None] = list(shown)
+        places = []
+        for drawn in spans.board:
+            if drawn is None:
+                places.append(len(text))
+                text.append(None)
+            elif drawn.token not in self._hidden:
+                text.append(drawn.token)
+        return CanvasRows(text=text, places=places, blank=frozenset({self._tags.pad}))
 
     def _commit(self, spans: _Spans, result: ForwardResult, shown: list[int]) -> None:
         """Make final what each span's candidates allow."""
@@ -378,14 +418,20 @@ class _Document:
             for group, own in groups.items()
             for index in options.commit.choose(own, spans.step(group, len(own), total))
         ]
+        canvas = self._canvas(spans, shown)
+        answer_places = dict(zip(spans.open_places, canvas.places, strict=True))
         kept = context.compatible(
-            [*shown, *self._text(spans)],
-            [len(shown) + candidate.place for candidate in chosen],
+            canvas.text,
+            [answer_places[candidate.place] for candidate in chosen],
             [candidate.token for candidate in chosen],
+            blank=canvas.blank,
         )
         for candidate in (chosen[index] for index in kept):
             spans.board[candidate.place] = _Drawn(
-                token=candidate.token, logprob=candidate.logprob, top=candidate.alternatives
+                token=candidate.token,
+                logprob=candidate.logprob,
+                top=candidate.alternatives,
+                step=context.num_passes,
             )
         spans.num_steps += 1
 
@@ -402,9 +448,9 @@ class _Document:
 class _Spans:
     """The spans of one plan, side by side with their tags."""
 
-    def __init__(self, tags: PlanTokens, lengths: Seq[int]) -> None:
-        first = _Drawn(token=tags.span, logprob=0.0, top=())
-        last = _Drawn(token=tags.span_end, logprob=0.0, top=())
+    def __init__(self, tags: PlanTokens, lengths: Seq[int], *, step: int) -> None:
+        first = _Drawn(token=tags.span, logprob=0.0, top=(), step=step)
+        last = _Drawn(token=tags.span_end, logprob=0.0, top=(), step=step)
         self.lengths = lengths
         self.board: list[_Drawn | None] = [
             drawn for length in lengths for drawn in (first, *[None] * length, last)

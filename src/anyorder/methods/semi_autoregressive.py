@@ -33,6 +33,7 @@ class SemiAutoregressive(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+    may_begin: ClassVar[bool] = True
 
     @property
     def keeps_distribution(self) -> bool:

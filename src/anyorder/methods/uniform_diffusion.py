@@ -84,6 +84,7 @@ class UniformDiffusion(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional")
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+    may_begin: ClassVar[bool] = True
 
     def check(self, request: Request) -> None:
         """Nothing but fixed tokens counts as generated before."""

@@ -305,6 +305,9 @@ class ModelConfig:
     vertices_per_token: int = 0
     """Places of a decoder that writes in one pass, for each token of the source and its two ends;
     0: it does not."""
+    insertion_classes: int = 0
+    """Numbers of tokens missing behind a token, from 0, that a head tells apart; another one tells
+    whether the token belongs where it is. 0: there are no such heads."""
     length_classes: int = 0
     """Lengths of the target, from 0, that a head on the encoder tells apart; 0: there is none."""
     logit_cap: float | None = None

@@ -97,7 +97,13 @@ class GGUFFile:
         )
         if out is not None:
             dtype = out.dtype
-        return decode(raw, info.type, info.shape, dtype or torch.float32, out)
+        decoded = decode(raw, info.type, info.shape, dtype or torch.float32, out)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            # What was read counts as this process's memory until it is given back.
+            start = info.offset - info.offset % mmap.PAGESIZE
+            length = info.offset + info.num_bytes - start
+            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        return decoded
 
     def close(self) -> None:
         """Release the mapping; `metadata` and `tensors` stay usable, `read` does not."""

@@ -90,10 +90,13 @@ def load(
             return LoadedModel(network=drawing, abilities=abilities, tokenizer=tokenizer)
         config, tensors = open_folder(found.path)
     network = load_network(
-        config, tensors, dtype=dtype, device=device, progress=_stage(progress, "loading")
+        config,
+        tensors,
+        dtype=dtype,
+        device=device,
+        bits=bits,
+        progress=_stage(progress, "loading"),
     )
-    if bits is not None:
-        network.quantize(bits)
     abilities = abilities_of(found.name, config, tokenizer)
     if found.kind == "folder":
         abilities = recorded(found.path, abilities)
@@ -136,6 +139,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         num_lengths=config.length_classes,
         vertices_per_token=config.vertices_per_token,
         num_links=config.link_heads,
+        num_insertions=config.insertion_classes,
         text_rules=config.text_rules,
         infill_tokens=tokenizer.infill_tokens if tokenizer is not None else None,
         plan_tokens=tokenizer.plan_tokens if tokenizer is not None else None,

@@ -15,6 +15,7 @@ import torch
 
 from anyorder.core.errors import CheckpointError
 from anyorder.model.architecture import architecture, name_map
+from anyorder.model.backends.quantized import Bits, quantize_module
 from anyorder.model.config import ModelConfig
 from anyorder.model.encoder_decoder import EncoderDecoder
 from anyorder.model.naming import FUSED, NameMap, Stored, TensorSource
@@ -24,9 +25,10 @@ Progress = Callable[[int, int], None]
 """Called with (parameters filled, parameters in all)."""
 
 _LINKS = ("link_head.query", "link_head.key", "link_head.gate")
+_EDITS = ("edit_head.insertion", "edit_head.deletion")
 _TRANSFORM = ("head_transform.dense", "head_transform.norm")
 _TEXT_SCALE = "layers.{layer}.text_scale"
-_OUTSIDE = ("head", "logit_bias", "length_head", _TEXT_SCALE, *_TRANSFORM, *_LINKS)
+_OUTSIDE = ("head", "logit_bias", "length_head", _TEXT_SCALE, *_TRANSFORM, *_LINKS, *_EDITS)
 """Parts whose tensors never have the family's prefix."""
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
@@ -37,9 +39,13 @@ def load_network(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    bits: Bits | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """The network that `config` describes with the weights of `source`, in evaluation mode.
+
+    With `bits`, linear layers are quantised one by one as they are read, so that the whole of their
+    weights never lies in memory.
 
     CheckpointError names the tensor that is missing, damaged, left over, or of another shape than
     the configuration says.
@@ -65,8 +71,11 @@ def load_network(
         optional=family.optional,
         dtype=dtype,
         device=device,
+        bits=bits,
         progress=progress,
     )
+    if bits is not None:
+        network.quantize(bits)  # what is left: tied heads
     return network.eval()
 
 
@@ -110,6 +119,7 @@ def fill(
     optional: tuple[str, ...] = (),
     dtype: torch.dtype,
     device: torch.device | str,
+    bits: Bits | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Give every parameter of an empty network (on the meta device) its values.
@@ -133,6 +143,8 @@ def fill(
         module_name, _, attribute = name.rpartition(".")
         parameter = torch.nn.Parameter(filled, requires_grad=False)
         setattr(network.get_submodule(module_name), attribute, parameter)
+        if bits is not None:
+            quantize_module(network, module_name, bits)
         if progress is not None:
             progress(count, len(parameters))
 

@@ -138,6 +138,7 @@ BART_NAMES: NameMap = {
     "logit_bias": Stored(name="final_logits_bias", stacked=True, suffixed=False),
     "length_head": "length_head",
     **{f"link_head.{part}": f"link_head.{part}" for part in ("query", "key", "gate")},
+    **{f"edit_head.{part}": f"edit_head.{part}" for part in ("insertion", "deletion")},
     **{part: f"decoder.{name}" for part, name in _BART_STACK.items()},
     **{f"encoder.{part}": f"encoder.{name}" for part, name in _BART_STACK.items()},
 }

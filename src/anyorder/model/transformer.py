@@ -21,7 +21,8 @@ from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
 from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
 from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
-from anyorder.model.layers import ACTIVATIONS, Mlp, make_norm
+from anyorder.model.edits import Edits
+from anyorder.model.layers import ACTIVATIONS, Mlp, RmsNorm, make_norm
 from anyorder.model.modulation import NoiseLevel, modulated
 from anyorder.model.moe import DenseAndExperts, MixtureOfExperts
 from anyorder.model.relative import RelativeBias
@@ -185,6 +186,8 @@ class Transformer(nn.Module):
             self.logit_bias = LogitBias(config.vocabulary_size)
         if not config.tied_embeddings:
             self.head = Linear(embedding_width, config.vocabulary_size, bias=config.head_bias)
+        if config.insertion_classes:
+            self.edit_head = Edits(embedding_width, config.insertion_classes)
 
     @classmethod
     def random(
@@ -241,20 +244,27 @@ class Transformer(nn.Module):
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W], after the last norm (and projection, where there is one)."""
         x_NW: torch.Tensor = self._embed(batch)
-        rotations = {
-            rope: rotation(rope, batch.positions_N, x_NW.dtype) for rope in self.config.ropes
-        }
         level_NC = None
         if self.config.modulation is not None:
             level_NC = self.noise_level(batch.noise_N, x_NW)
         last = batch.num_layers or len(self.layers)
-        done = 0
+        done, normed, norm = 0, False, self.final_norm
+        rotations: dict[Rope, Rotation] = {}
         for stop in sorted({*(tap for tap in batch.taps if tap < last), last}):
-            x_NW = self._run_layers(x_NW, rotations, batch, pool, done, stop, level_NC)
+            if self._stack is None:
+                self._stack = LayerStack(self.config, list(self.layers))
+            if pool is not None and self._stack.takes(x_NW, batch):
+                fused = norm if stop == last and last not in batch.taps else None
+                fused = fused if isinstance(fused, RmsNorm) else None
+                normed = fused is not None
+                x_NW = self._stack.run(x_NW, batch, pool, done, stop, fused)
+            else:
+                x_NW = self._run_layers(x_NW, batch, pool, rotations, done, stop, level_NC)
             if stop in batch.taps:
                 batch.taps[stop] = x_NW
             done = stop
-        x_NW = self.final_norm(x_NW)
+        if not normed:
+            x_NW = norm(x_NW)
         if level_NC is not None:
             x_NW = modulated(x_NW, *self.final_modulation(level_NC).chunk(2, dim=-1))
         if self.config.embedding_width is not None:
@@ -264,18 +274,17 @@ class Transformer(nn.Module):
     def _run_layers(
         self,
         x_NW: torch.Tensor,
-        rotations: dict[Rope, Rotation],
         batch: PackedBatch,
         pool: KeyValuePool | None,
+        rotations: dict[Rope, Rotation],
         first: int,
         last: int,
         level_NC: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The residual stream after layers `first` to before `last`."""
-        if self._stack is None:
-            self._stack = LayerStack(self.config, list(self.layers))
-        if pool is not None and self._stack.takes(x_NW, batch):
-            return self._stack.run(x_NW, batch, pool, rotations, first, last)
+        """The residual stream after layers `first` to before `last`, by torch."""
+        if not rotations:
+            for kind in self.config.ropes:
+                rotations[kind] = rotation(kind, batch.positions_N, x_NW.dtype)
         for index in range(first, last):
             rope = self.config.layers[index].rope
             turn = None if rope is None else rotations[rope]
@@ -307,6 +316,14 @@ class Transformer(nn.Module):
     def heads(self, hidden_MW: torch.Tensor) -> torch.Tensor:
         """See Network: a plain decoder has no further heads."""
         raise AssertionError("this network has one prediction head")
+
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits, for networks that edit, from rows of `hidden` and those of the tokens
+        behind (zeros: there is none): of how many tokens are missing in between [M, counts], and of
+        the row's own token not belonging where it is [M]."""
+        return self.edit_head(hidden_MW, behind_MW)  # type: ignore[no-any-return]
 
     def embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """The tokens' embeddings, scaled where the family scales them."""

@@ -86,22 +86,35 @@ class CanvasGuide:
 
     # -------------------------------------------------------------------------------- questions
     def fill_mask(
-        self, text: Seq[int | None], place: int, length: int, words_W: torch.Tensor
+        self,
+        text: Seq[int | None],
+        place: int,
+        length: int,
+        words_W: torch.Tensor,
+        *,
+        blank: frozenset[int] = frozenset(),
     ) -> None:
         """Set the bits of ids allowed at a place of a text of `length` places, of which the first
-        ones are given, None where they are open; lowest bit first, int32 on the host."""
+        ones are given, None where they are open; lowest bit first, int32 on the host. `blank`
+        tokens are no text: see `board`."""
         board = self._board
-        if board is None or not board.shows(text, length):
-            board = self._board = self.board(text, length)
+        if board is None or not board.shows(text, length, blank):
+            board = self._board = self.board(text, length, blank)
         words_W.zero_()
         allowed_B = board.allowed(place)
         view_B = words_W.numpy().view(np.uint8)
         shared = min(len(view_B), len(allowed_B))
         view_B[:shared] = allowed_B[:shared]
+        for token in blank:
+            if board.allows(place, token):
+                view_B[token // 8] |= 1 << token % 8
 
-    def board(self, text: Seq[int | None], length: int) -> _Board:
-        """The states around every place."""
-        return _Board(self, text, length)
+    def board(
+        self, text: Seq[int | None], length: int, blank: frozenset[int] = frozenset()
+    ) -> _Board:
+        """The states around every place. Where there are `blank` tokens, each open place of `text`
+        may turn out to be none of the text's, and whatever comes behind `text` may be one."""
+        return _Board(self, text, length, blank)
 
     def complete(self, generated: Seq[int]) -> bool:
         """Is `generated` accepted, and can no text follow?"""
@@ -257,24 +270,37 @@ class _Board:
     """A text with open places: the states before each place, and those from which it can be
     completed behind each."""
 
-    def __init__(self, guide: CanvasGuide, text: Seq[int | None], length: int) -> None:
+    def __init__(
+        self, guide: CanvasGuide, text: Seq[int | None], length: int, blank: frozenset[int]
+    ) -> None:
         self._guide = guide
         self._given = tuple(text)
+        self._blank = blank
         self._text: list[int | None] = [*text, *[None] * (length - len(text))]
         self._before = [guide.start]
         """By place, and one for the end; before a place, behind all those before it."""
         self._behind = [guide.last]
         """The same, given all that follows."""
-        for place, token in enumerate(self._text):
-            self._before.append(guide.step(self._before[-1], place, token, back=False))
+        for place in range(length):
+            self._before.append(self._step(self._before[-1], place, back=False))
         for place in range(length - 1, -1, -1):
-            token = self._text[place]
-            self._behind.append(guide.step(self._behind[-1], place, token, back=True))
+            self._behind.append(self._step(self._behind[-1], place, back=True))
         self._behind.reverse()
 
-    def shows(self, text: Seq[int | None], length: int) -> bool:
+    def _step(self, states_S: States, place: int, *, back: bool) -> States:
+        """See CanvasGuide.step; over a place that may be none, or is."""
+        token = self._text[place]
+        if token in self._blank:
+            return states_S
+        found_S = self._guide.step(states_S, place, token, back=back)
+        if token is None and self._blank and place < len(self._given):
+            found_S = found_S | states_S
+        return found_S
+
+    def shows(self, text: Seq[int | None], length: int, blank: frozenset[int]) -> bool:
         """Is it this text's?"""
-        return len(self._text) == length and self._given == tuple(text)
+        same = len(self._text) == length and self._blank == blank
+        return same and self._given == tuple(text)
 
     @property
     def is_possible(self) -> bool:
@@ -287,18 +313,21 @@ class _Board:
 
     def allows(self, place: int, token: int) -> bool:
         """May a token stand at a place?"""
+        if token in self._blank:
+            behind = place >= len(self._given)
+            return behind or bool((self._before[place] & self._behind[place + 1]).any())
         return self._guide.leads(self._before[place], self._behind[place + 1], place, token)
 
     def put(self, place: int, token: int) -> None:
         """Place a token."""
         self._text[place] = token
         for at in range(place, len(self._text)):
-            fresh_S = self._guide.step(self._before[at], at, self._text[at], back=False)
+            fresh_S = self._step(self._before[at], at, back=False)
             if (fresh_S == self._before[at + 1]).all():
                 break
             self._before[at + 1] = fresh_S
         for at in range(place, -1, -1):
-            fresh_S = self._guide.step(self._behind[at + 1], at, self._text[at], back=True)
+            fresh_S = self._step(self._behind[at + 1], at, back=True)
             if (fresh_S == self._behind[at]).all():
                 break
             self._behind[at] = fresh_S

@@ -22,6 +22,7 @@ class CanvasMethod(Method):
     needs: ClassVar[Needs] = Needs(attention="bidirectional", mask_token=True)
     exact: ClassVar[bool] = False
     fills_canvas: ClassVar[bool] = True
+    may_begin: ClassVar[bool] = True
 
     steps: Annotated[
         int | None,

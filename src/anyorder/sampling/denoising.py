@@ -6,6 +6,9 @@ few numbers a place.
 
 A place behind an end token is irrelevant and left open. Steps that change nothing cost no pass: the
 network would be asked the same.
+
+Places may be filled ahead, while others before them are open. Nothing is due there until those are
+filled: the schedule waits, and only what a policy takes by itself is taken.
 """
 
 from __future__ import annotations
@@ -27,6 +30,28 @@ from anyorder.sampling.unmasking import Candidate, Commit, Schedule, Step
 Passes = Generator[list[ForwardRequest], list[ForwardResult], list[Candidate]]
 Ask = Callable[[list[int], Outputs, str | None], Passes]
 """Run a pass that tells these places, with these outputs and this stream of random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What is asked before the next step."""
+
+    places: list[int]
+    outputs: Outputs
+    stream: str | None
+    """Of random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a pass said of a question's places."""
+
+    candidates: list[Candidate]
+    ahead: bool = False
+    """Was something open before them that they saw?"""
+
+
+Questions = Generator[Question, Answer, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +109,14 @@ def check_plan(plan: Plan) -> None:
             )
 
 
+def following(questions: Questions, answer: Answer) -> Question | None:
+    """What is asked next, None if nothing is."""
+    try:
+        return questions.send(answer)
+    except StopIteration:
+        return None
+
+
 def candidates(places: Seq[int], result: ForwardResult) -> list[Candidate]:
     """A pass's answers, one a place."""
     nothing = [0.0] * len(places)
@@ -101,6 +134,26 @@ def candidates(places: Seq[int], result: ForwardResult) -> list[Candidate]:
     ]
 
 
+class Ends:
+    """Which tokens end any text. One that is complete by a guide may end by others, which end no
+    other text."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, token: int) -> bool:
+        """Does it end any text?"""
+        if token not in self._known:
+            request, abilities = self._context.request, self._context.abilities
+            self._known[token] = (
+                self._context.ends([token])
+                if request.guide is None
+                else token in abilities.end_tokens or token in request.stop_tokens
+            )
+        return self._known[token]
+
+
 class Denoising:
     """Some places of a canvas on their way from open to final."""
 
@@ -114,16 +167,24 @@ class Denoising:
         self._plan = plan
         self._standing: dict[int, Candidate] = {}
         """What was placed here."""
-        self._ends: dict[int, bool] = {}
-        """Tokens that do, or do not, end a text."""
+        self._ends = Ends(context)
 
     def run(self, ask: Ask) -> Generator[list[ForwardRequest], list[ForwardResult], None]:
         """Fill the places, until none is left or the text is over."""
+        questions = self.questions()
+        question = next(questions, None)
+        while question is not None:
+            found = yield from ask(question.places, question.outputs, question.stream)
+            question = following(questions, Answer(candidates=found))
+
+    def questions(self) -> Questions:
+        """The same, for passes that the caller runs."""
         plan, context = self._plan, self._context
         revise = plan.revise
         outputs = plan.outputs(context.request.logprobs)
         answers: dict[int, Candidate] = {}
-        num_full = 0
+        num_full = num_waited = 0
+        ahead = False
         for number in itertools.count():
             open_places, filled = self._relevant()
             if context.finished:
@@ -135,15 +196,19 @@ class Denoising:
             asked = [*open_places, *(filled if revise.rereads else ())]
             if asked and not answers:
                 stream = None if number == 0 else f"step {number}"
-                found = yield from ask(asked, outputs, stream)
-                answers = {answer.place: answer for answer in found}
-            step = plan.step(number, len(open_places), len(filled))
+                answer = yield Question(places=asked, outputs=outputs, stream=stream)
+                answers = {candidate.place: candidate for candidate in answer.candidates}
+                ahead = answer.ahead
+            step = plan.step(number - num_waited, len(open_places), len(filled))
+            if ahead:
+                num_waited += 1
+                step = Step(before=step.before, after=step.before, due=0)
             changed = self._reopen(filled, step, number)
             taken = self._edits(filled, answers)
             rolled = [self._roll("commit", number, answers[place]) for place in open_places]
             taken += [rolled[index] for index in plan.commit.choose(rolled, step)]
             changed |= self._place(taken)
-            if changed:
+            if changed or ahead:
                 answers = {}
             elif revise.rereads and not open_places:
                 break
@@ -160,19 +225,9 @@ class Denoising:
                 continue
             if place in self._standing:
                 filled.append(place)
-            if token not in self._ends:
-                self._ends[token] = self._is_end(token)
-            if self._ends[token]:
+            if self._ends(token):
                 break
         return open_places, filled
-
-    def _is_end(self, token: int) -> bool:
-        """Does it end any text? A text that is complete by a guide may end by other tokens, which
-        end no other text."""
-        request, abilities = self._context.request, self._context.abilities
-        if request.guide is None:
-            return self._context.ends([token])
-        return token in abilities.end_tokens or token in request.stop_tokens
 
     def _roll(self, name: str, number: int, candidate: Candidate) -> Candidate:
         """The candidate with a random number of its own."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -33,6 +34,10 @@ WHITESPACE = r"[ \t\n\r]{1,40}"
 MAX_LENGTH = 2**18
 """Characters of a schema, regex, grammar or list of choices."""
 MAX_CHOICES = 10_000
+_GRACE_SECONDS = 2.0
+_SECONDS_A_QUESTION = 0.005
+"""Computing that one text may take: everybody else's pass waits for it. A usual guide takes a tenth
+of this."""
 _CACHED_GRAMMARS = 64
 _MATCHERS = 64
 """Continuations of one request followed at the same time; more are followed from further back."""
@@ -63,6 +68,8 @@ class GuideState:
         self._start = matcher
         self._compile = compile
         self._hidden = hidden
+        self._num_asked = 0
+        self._seconds = 0.0
         self._branches: list[_Branch] = []
         """The most recently used last."""
         self._words = torch.zeros(-(-num_ids // 32), dtype=torch.int32)
@@ -87,13 +94,21 @@ class GuideState:
     def _ask(self, question: Callable[[list[int]], bool], generated: Seq[int]) -> bool:
         """Copies of a matcher share an automaton, built as texts need it and limited in size; if
         others used it up, this text gets its own before it counts as too complex."""
-        tokens = list(generated)
+        if self._seconds > _GRACE_SECONDS + self._num_asked * _SECONDS_A_QUESTION:
+            raise GuideError(
+                f"the guide is too slow to follow: {self._num_asked} steps took "
+                f"{self._seconds:.1f} seconds of computing; simplify it."
+            )
+        tokens, began = list(generated), time.thread_time()
         try:
             return question(tokens)
         except GuideError:
             self._start = self._compile()
             self._branches.clear()
             return question(tokens)
+        finally:
+            self._num_asked += 1
+            self._seconds += time.thread_time() - began
 
     def _compute_mask(self, tokens: list[int]) -> bool:
         """Put the mask into `_words`; False if `tokens` are outside of the language."""
@@ -169,7 +184,7 @@ class GuideCompiler:
         self._hidden: int | None = None
         self._tokenizer: LLTokenizer | None = None
         self._matchers: OrderedDict[Guide, LLMatcher] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         """Requests are prepared in one thread while another one's grammar is renewed."""
 
     def compile(self, guide: Guide) -> GuideState:
@@ -179,21 +194,27 @@ class GuideCompiler:
         on size; or the model's tokenizer is of a kind that cannot be guided.
         """
         with self._lock:
-            if guide in self._matchers:
+            matcher = self._matchers.get(guide)
+            if matcher is not None:
                 self._matchers.move_to_end(guide)
-            else:
-                self._renew(guide)
-            matcher, size = self._matchers[guide], self._load().vocab_size
+        if matcher is None:
+            matcher = self._renew(guide)
+        size = self._load().vocab_size
         return GuideState(matcher, lambda: self._renew(guide), size, self._hidden)
 
     def _renew(self, guide: Guide) -> LLMatcher:
+        matcher = self._compile(guide)  # nobody else waits for this one's grammar
         with self._lock:
-            self._matchers[guide] = self._compile(guide)
+            self._matchers[guide] = matcher
             if len(self._matchers) > _CACHED_GRAMMARS:
                 self._matchers.popitem(last=False)
-            return self._matchers[guide]
+        return matcher
 
     def _load(self) -> LLTokenizer:
+        with self._lock:
+            return self._loaded()
+
+    def _loaded(self) -> LLTokenizer:
         if self._tokenizer is None:
             from llguidance import LLTokenizer
 

@@ -74,7 +74,7 @@ def _describe(logits_V: NDArray[Any], row: Row, result: RowResult) -> None:
         result.error = "no finite score"
         return
     below_V = logits_V - peak
-    weights_V = np.exp(below_V)
+    weights_V = np.exp(below_V, out=None if outputs.entropy else below_V)
     total = float(weights_V.sum())
     normaliser = float(peak) + math.log(total)
     if outputs.logprob and result.token is not None:

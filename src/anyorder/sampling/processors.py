@@ -242,7 +242,9 @@ class GuideMask:
             row = rows[index]
             try:
                 if row.canvas_guide is not None and row.canvas is not None:
-                    row.canvas_guide.fill_mask(row.canvas, row.place, row.length, words_W)
+                    row.canvas_guide.fill_mask(
+                        row.canvas, row.place, row.length, words_W, blank=row.blank
+                    )
                 elif row.guide is not None:
                     row.guide.fill_mask(row.history[row.num_prompt :], words_W)
             except GuideError as error:

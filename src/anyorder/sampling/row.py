@@ -47,6 +47,8 @@ class Row:
     length: int = 0
     """Places of the new text in all; those beyond `canvas` are open."""
     canvas_guide: CanvasGuide | None = None
+    blank: frozenset[int] = frozenset()
+    """Ids that are no part of the text, see `CanvasRows`."""
     cuts_off: bool = False
     """Would an end token here cut off what must stay?"""
 
@@ -84,5 +86,7 @@ class RowResult:
     distribution: NDArray[np.float64] | None = None
     """Probabilities of the whole vocabulary, processed."""
     patch: Patch | None = None
+    insertions: list[float] = field(default_factory=list)
+    deletion: float | None = None
     error: str | None = None
     """Why this row has no answer, in one line; the other fields are then meaningless."""

@@ -67,15 +67,21 @@ def compatible(
     banned: Seq[tuple[int, ...]],
     no_repeat_ngram: int,
     guide: CanvasGuide | None = None,
+    fresh: bool = True,
+    blank: frozenset[int] = frozenset(),
+    length: int | None = None,
 ) -> list[int]:
     """Indices of the tokens that may be placed together, each after those before it. Bans let the
-    first pass, which was drawn under them with the canvas as it is."""
+    first pass if they are `fresh`: it was then drawn under them with the canvas as it is. To the
+    guide, `blank` tokens are no text, and the text has `length` places, the canvas's if None."""
     board, kept = list(canvas), list[int]()
-    guided = None if guide is None or not places else guide.board(canvas, len(canvas))
+    guided = None
+    if guide is not None and places:
+        guided = guide.board(canvas, length or len(canvas), blank)
     for index, (place, token) in enumerate(zip(places, tokens, strict=True)):
         if guided is not None and not guided.allows(place, token):
             continue
-        if kept:
+        if kept or not fresh:
             if token in completes_at(prompt, board, place, banned):
                 continue
             if no_repeat_ngram and token in repeats_at(prompt, board, place, no_repeat_ngram):

@@ -93,10 +93,6 @@ def check(service: Service, body: ChatBody) -> None:
         raise InvalidRequest("tool_choice needs tools.")
     if body.parallel_tool_calls is not None and not body.tools:
         raise InvalidRequest("parallel_tool_calls needs tools.")
-    if body.logprobs and body.stream and body.offered:
-        raise InvalidRequest(
-            "logprobs with tools cannot be streamed: what is text is known at the end."
-        )
 
 
 def forced_guide(service: Service, body: ChatBody) -> Guide | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
 from typing import Any
 
 from fastapi import APIRouter
@@ -173,7 +174,11 @@ class _Writer:
         data: dict[str, Any] = {"finish_reason": choice.finish_reason}
         shown: dict[str, Any] = {"text": "", "logprobs": None}
         if body.echo:
-            shown = self._echo(completion.prompt_tokens, completion.prompt_logprobs)
+            shown = self._echo(
+                completion.prompt_tokens,
+                completion.prompt_logprobs,
+                completion.prompt_alternatives,
+            )
         own = self._logprobs(
             tokens[:num], choice.logprobs[:num], choice.trace[:num], offset=len(shown["text"])
         )
@@ -183,7 +188,12 @@ class _Writer:
         cls: type[Method] = lookup.find("methods", completion.method, kind="method")
         return cls.fills_canvas
 
-    def _echo(self, prompt: list[int], logprobs: list[float] | None) -> dict[str, Any]:
+    def _echo(
+        self,
+        prompt: list[int],
+        logprobs: list[float] | None,
+        alternatives: Seq[Seq[tuple[int, float]]] | None,
+    ) -> dict[str, Any]:
         """The prompt as the beginning of the text."""
         text = self._body.prompt if isinstance(self._body.prompt, str) else None
         text = self._texts.decode(prompt, skip_special=False) if text is None else text
@@ -193,7 +203,7 @@ class _Writer:
                 self._texts,
                 prompt,
                 [None, *(logprobs or ())],
-                [None] * len(prompt),
+                [None, *(alternatives or ())],
                 self._texts.offsets(prompt),
             )
         return {"text": text, "logprobs": scores}
@@ -228,7 +238,9 @@ class _Writer:
 
     def _prompt_chunk(self, ticket: Ticket, index: int) -> tuple[int, str]:
         handle = ticket.handle
-        shown = self._echo(handle.prepared.given, handle.prompt_logprobs)
+        shown = self._echo(
+            handle.prepared.given, handle.prompt_logprobs, handle.prompt_alternatives
+        )
         return len(shown["text"]), self._chunk({"index": index, **shown, "finish_reason": None})
 
     def _delta(self, index: int, delta: Delta, offset: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One thread ticks the engine; answers come to the event loop that asked for them.
 
-Requests of all clients share the engine's passes. A second thread reads prompts and compiles
-grammars, so that neither keeps a pass nor the event loop waiting. Between two ticks the engine's
-thread drops what clients no longer want, so a client that went away holds its pages for no longer
-than the tick that was running and the one after it.
+Requests of all clients share the engine's passes. A second thread reads prompts and a third one
+compiles grammars, so that neither keeps a pass nor the event loop waiting, nor a slow grammar those
+who have none. Between two ticks the engine's thread drops what clients no longer want, so a client
+that went away holds its pages for no longer than the tick that was running and the one after it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from anyorder.core.request import Completion, FinishReason, Preview, Request, TraceEntry
 from anyorder.engine.engine import Engine
@@ -125,6 +126,7 @@ class Worker:
         self._changed = threading.Condition()
         self._stopping = False
         self._preparing = ThreadPoolExecutor(1, "anyorder-prepare")
+        self._compiling = ThreadPoolExecutor(1, "anyorder-compile")
         self._thread = threading.Thread(target=self._run, name="anyorder-engine", daemon=True)
         self._thread.start()
 
@@ -145,28 +147,43 @@ class Worker:
             return tuple(self._tickets)
 
     async def submit(self, build: Callable[[], Seq[Request]]) -> list[Ticket]:
-        """Queue what `build` makes, in the preparing thread; UserError if it cannot be served."""
+        """Queue what `build` makes, in the other threads; UserError if it cannot be served."""
         loop = asyncio.get_running_loop()
-        future = self._preparing.submit(self._prepare, build, loop)
+        future: Future[Any] = self._preparing.submit(self._prepare, build, loop)
         try:
-            return await asyncio.wrap_future(future)
+            made: list[Ticket] | Future[list[Ticket]] = await asyncio.wrap_future(future)
+            if isinstance(made, Future):
+                future = made
+                made = await asyncio.wrap_future(made)
+            return made
         except asyncio.CancelledError:
             future.add_done_callback(self._disown)
             raise
 
     def _prepare(
         self, build: Callable[[], Seq[Request]], loop: asyncio.AbstractEventLoop
-    ) -> list[Ticket]:
-        tickets = [Ticket(handle, loop) for handle in self.engine.submit_all(build())]
+    ) -> list[Ticket] | Future[list[Ticket]]:
+        requests = build()
+        if any(request.guide is not None for request in requests):
+            return self._compiling.submit(self._queue, requests, loop)
+        return self._queue(requests, loop)
+
+    def _queue(self, requests: Seq[Request], loop: asyncio.AbstractEventLoop) -> list[Ticket]:
+        tickets = [Ticket(handle, loop) for handle in self.engine.submit_all(requests)]
         with self._changed:
             self._tickets.update(dict.fromkeys(tickets))
             self._changed.notify()
         return tickets
 
-    def _disown(self, future: Future[list[Ticket]]) -> None:
+    def _disown(self, future: Future[Any]) -> None:
         """Nobody waits any more for what was being prepared."""
-        if not future.cancelled() and future.exception() is None:
-            self.drop(future.result())
+        if future.cancelled() or future.exception() is not None:
+            return
+        made = future.result()
+        if isinstance(made, Future):
+            made.add_done_callback(self._disown)
+        else:
+            self.drop(made)
 
     def drop(self, tickets: Seq[Ticket]) -> None:
         """Forget requests and free their pages. Harmless for those that are done."""
@@ -175,8 +192,9 @@ class Worker:
             self._changed.notify()
 
     def stop(self) -> None:
-        """End both threads; what still runs is aborted."""
+        """End all threads; what still runs is aborted."""
         self._preparing.shutdown(cancel_futures=True)
+        self._compiling.shutdown(cancel_futures=True)
         with self._changed:
             self._stopping = True
             self._changed.notify()

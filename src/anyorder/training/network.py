@@ -72,6 +72,10 @@ class _Passes(Protocol):
 
     def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor: ...
 
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trainee:
@@ -125,6 +129,12 @@ class Trainee:
     def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [D, L, L] of going from vertex to vertex."""
         return self._passes.links(hidden_DLW, num_vertices_D)
+
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of what is missing [M, counts], and of what does not belong [M]."""
+        return self._passes.edits(hidden_MW, behind_MW)
 
     def generate(
         self,

@@ -226,6 +226,7 @@ CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "mask_predict": pair_forms.mask_predict,
     "dag": pair_forms.dag,
     "ctc": pair_forms.ctc,
+    "insertion": pair_forms.insertion,
 }
 
 

@@ -17,6 +17,7 @@ from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.training.objectives.ctc import Ctc
 from anyorder.training.objectives.dag import Dag
 from anyorder.training.objectives.encoder_decoder import EncoderDecoder
+from anyorder.training.objectives.insertion import Insertion
 from anyorder.training.objectives.mask_predict import MaskPredict
 
 NUMBER = 1
@@ -168,3 +169,58 @@ def ctc(objective: Ctc, model: ToyModel, document: list[int], targets: list[int]
         if [token for token, _ in itertools.groupby(sequence) if token != blank] == text:
             total += math.exp(sum(table[place][token] for place, token in enumerate(sequence)))
     return -math.log(total)
+
+
+def most_that_can_stay(text: list[int], goal: list[int]) -> tuple[int, ...]:
+    """Places of as many tokens as can stay, the later ones as early as can be; by trying all."""
+    for size in range(len(text), -1, -1):
+        fitting = []
+        for places in itertools.combinations(range(len(text)), size):
+            rest = iter(goal)
+            if all(text[place] in rest for place in places):
+                fitting.append(places)
+        if fitting:
+            return min(fitting, key=lambda places: places[::-1])
+    raise AssertionError("the empty set fits")
+
+
+@torch.no_grad()
+def insertion(
+    objective: Insertion, model: ToyModel, document: list[int], targets: list[int]
+) -> float:
+    """All sets of tokens that may be taken out; all targets lie behind the first token."""
+    mask = model.abilities.mask_token
+    assert mask == model.abilities.vocabulary_size - 1
+    most = model.abilities.num_insertions - 1
+
+    def cost(out: tuple[int, ...]) -> float:
+        total = 0.0
+        left = [place for place in range(len(document)) if place not in out]
+        ahead = [*left[1:], len(document)]
+        states = hidden(model, [[document[place] for place in left]])[0]
+        found, _ = model.edits(states, F.pad(states[1:], (0, 0, 0, 1)))
+        for row, (here, after) in enumerate(zip(left, ahead, strict=True)):
+            total -= float(found[row].log_softmax(-1)[min(after - here - 1, most)])
+        guessed = list(document)
+        if out:
+            copy = [mask if place in out else token for place, token in enumerate(document)]
+            table = logits(model, [copy])[0, list(out), :-1]
+            wanted = torch.tensor([document[place] for place in out])
+            smoothing = objective.label_smoothing
+            total += float(
+                F.cross_entropy(table, wanted, reduction="sum", label_smoothing=smoothing)
+            )
+            for place, guess in zip(out, table.argmax(-1).tolist(), strict=True):
+                guessed[place] = guess
+        stays = most_that_can_stay(guessed[1:], document[1:])
+        states = hidden(model, [guessed])[0, 1:]
+        _, wrong = model.edits(states, states)
+        for place, score in enumerate(wrong):
+            total -= float(F.logsigmoid(-score if place in stays else score))
+        return total
+
+    assert targets == list(range(1, len(document)))
+    sizes = range(len(targets) + 1)
+    return sum(
+        sum(map(cost, chosen)) / len(chosen) for chosen in (subsets(targets, n) for n in sizes)
+    ) / len(sizes)

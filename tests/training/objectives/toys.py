@@ -21,6 +21,7 @@ from anyorder.model.transformer import Transformer
 from anyorder.training import rollouts
 from anyorder.training.objectives.ctc import Ctc
 from anyorder.training.objectives.dag import Dag
+from anyorder.training.objectives.insertion import Insertion
 from anyorder.training.objectives.mask_predict import MaskPredict
 
 PLAN = PlanTokens(topic=50, topic_end=51, span=52, span_end=53, sync=54, pad=55, digits={})
@@ -71,6 +72,11 @@ class ToyModel:
 
     def links(self, hidden_DLW: torch.Tensor, num_vertices_D: torch.Tensor) -> torch.Tensor:
         return self._pair.links(hidden_DLW, num_vertices_D)
+
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._pair.edits(hidden_MW, behind_MW)
 
     @property
     def _pair(self) -> EncoderDecoder:
@@ -133,6 +139,7 @@ def equip(model: ToyModel, objective: Objective) -> ToyModel:
             lengths=isinstance(objective, MaskPredict),
             vertices=isinstance(objective, Dag | Ctc),
             links=isinstance(objective, Dag),
+            edits=isinstance(objective, Insertion),
         )
     teacher = None
     if objective.needs_teacher:
@@ -147,15 +154,24 @@ def equip(model: ToyModel, objective: Objective) -> ToyModel:
 
 
 def with_encoder(
-    model: ToyModel, *, lengths: bool = False, vertices: bool = False, links: bool = False
+    model: ToyModel,
+    *,
+    lengths: bool = False,
+    vertices: bool = False,
+    links: bool = False,
+    edits: bool = False,
 ) -> ToyModel:
-    """A model like it with an encoder, and where wanted with a length head, vertices and links."""
+    """A model like it with an encoder, and where wanted with a length head, vertices and links, or
+    edit heads."""
     config = model.network.config
     encoder = replace(config, tied_embeddings=True)
     changes: dict[str, Any] = {"encoder": encoder, "length_classes": 32 * lengths}
     # Few for the models whose paths are all enumerated, else enough for twenty tokens.
     per_token = (2 if model.abilities.vocabulary_size < 8 else 5) * vertices
     changes |= {"link_heads": 2 * links, "vertices_per_token": per_token}
+    # Those models' texts lack up to four tokens: more than a head can count.
+    num_insertions = (4 if model.abilities.vocabulary_size < 8 else 32) * edits
+    changes |= {"insertion_classes": num_insertions}
     network = EncoderDecoder.random(
         replace(config, **changes), seed=model.seed, spread=model.spread, dtype=torch.float64
     )
@@ -166,6 +182,7 @@ def with_encoder(
         num_lengths=32 * lengths,
         vertices_per_token=per_token,
         num_links=2 * links,
+        num_insertions=num_insertions,
     )
     return replace(model, network=network, abilities=abilities)
 

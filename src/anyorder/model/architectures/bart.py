@@ -61,6 +61,7 @@ class Bart(Architecture):
                 logit_bias=has_head,
                 length_classes=fields.integer("length_classes", 0) if has_head else 0,
                 link_heads=fields.integer("link_heads", 0) if has_head else 0,
+                insertion_classes=fields.integer("insertion_classes", 0) if has_head else 0,
                 vertices_per_token=fields.integer("vertices_per_token", 0) if has_head else 0,
             )
 

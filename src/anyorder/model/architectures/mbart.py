@@ -1,7 +1,8 @@
 """mBART (arXiv 2001.08210): BART with norms before each branch and one after the last layer.
 
-Networks trained here are saved in this layout; `length_classes`, `link_heads` and
-`vertices_per_token` in their config.json and the tensors `length_head` and `link_head` are ours.
+Networks trained here are saved in this layout; `length_classes`, `link_heads`,
+`vertices_per_token` and `insertion_classes` in their config.json and the tensors `length_head`,
+`link_head` and `edit_head` are ours.
 """
 
 from __future__ import annotations

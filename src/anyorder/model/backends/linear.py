@@ -1,13 +1,15 @@
-"""Linear layers: torch's, or the package's own kernel for a few rows on a CPU.
+"""Linear layers: torch's, or on a CPU the package's own kernel.
 
-Which of the two computes depends on the number of rows alone, never on time or load, so that the
-same pass gives the same bits. Below the limit a row's result is the same, bit for bit, whatever
-rows it comes with.
+The kernel's result for a row is the same, bit for bit, whatever rows it comes with. Only where
+there is AMX do passes of many rows in bfloat16 run on torch, several times as fast; there the
+number of rows decides, never time or load.
 
 Shape suffixes: N rows, I width of the input, O of the output.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,11 @@ from torch import nn
 from anyorder.model.backends.native import library, multiply, plain_matrix
 
 MOST_ROWS = {
-    torch.float32: 128,
+    torch.float32: sys.maxsize,
     # Tiles of AMX multiply 16 rows as fast as one.
-    torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 128,
+    torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else sys.maxsize,
 }
-"""Rows up to which the kernels are faster (LOG.md has the measurements)."""
+"""Rows up to which the kernels compute (LOG.md has the measurements)."""
 PLAIN = (torch.Tensor, nn.Parameter)
 """Types of tensors that lie in memory as they say: not those that are shared among processes."""
 
@@ -37,8 +39,8 @@ def linear(
     x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x W^T + b, as `torch.nn.functional.linear`."""
-    is_small = x_NI.dim() == 2 and 0 < x_NI.shape[0] <= MOST_ROWS.get(x_NI.dtype, 0)
-    if is_small and _fits(x_NI, weight_OI) and library() is not None:
+    is_ours = x_NI.dim() == 2 and 0 < x_NI.shape[0] <= MOST_ROWS.get(x_NI.dtype, 0)
+    if is_ours and _fits(x_NI, weight_OI) and library() is not None:
         return multiply(plain_matrix(weight_OI, bias_O), x_NI)
     return F.linear(x_NI, weight_OI, bias_O)
 

@@ -6,7 +6,7 @@ second kind, so its weights come through without loss. On processors with VNNI i
 as well, to 8 bits with a scale for each 32 of a row; elsewhere, and where gradients are wanted,
 weights are expanded for every product, which is slow and exact.
 
-Shape suffixes: N rows, I width of the input, O of the output, G groups (I / 32).
+Shape suffixes: N rows, I width of the input, O outputs, G groups (I / 32).
 """
 
 from __future__ import annotations
@@ -22,41 +22,35 @@ from anyorder.model.backends.native import NAMES, QUANTIZED_LEVEL, Matrix, level
 
 Bits = Literal[8, 4]
 GROUP = 32
+BLOCK = 16
+"""Outputs that lie together, as `native/quantized.inc` reads them."""
 _REGISTER = 64
-"""Widths are multiples of it: what fills a register of 512 bits."""
+"""Widths are multiples of it: two groups lie together."""
+_AT_A_TIME = 64 * BLOCK
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer for inference only."""
 
-    values: torch.Tensor
-    """uint8 [O, I], or with 4 bits [O, I / 2]: byte i of a group's 16 has value i below and value
-    i + 16 above."""
-    scales: torch.Tensor
-    """float16 [O, G]"""
-    lows: torch.Tensor | None
-    """float16 [O, G] with 4 bits; with 8 the lowest value is -128 scales."""
+    packed: torch.Tensor
+    """uint8 [blocks of 16 outputs, I / 64, bytes], laid out as `native/quantized.inc` says."""
     bias: torch.Tensor | None
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, bits: Bits) -> None:
         super().__init__()
         assert not weight_OI.shape[1] % _REGISTER, "fits() was asked"
         self.bits = bits
-        groups_OG32 = weight_OI.detach().float().view(len(weight_OI), -1, GROUP)
-        if bits == 8:
-            scales_OG = (groups_OG32.abs().amax(-1) / 127.0).half()
-            units = (groups_OG32 / _divisor(scales_OG)).round().clamp(-127, 127) + 128
-            values, lows_OG = units.to(torch.uint8).flatten(1), None
-        else:
-            low_OG, high_OG = groups_OG32.aminmax(dim=-1)
-            lows_OG = low_OG.half()
-            scales_OG = ((high_OG - low_OG) / 15.0).half()
-            shifted = groups_OG32 - lows_OG.float()[..., None]
-            units = (shifted / _divisor(scales_OG)).round().clamp(0, 15).to(torch.uint8)
-            values = (units[..., :16] | units[..., 16:] << 4).flatten(1)
-        self.register_buffer("values", values.contiguous())
-        self.register_buffer("scales", scales_OG.contiguous())
-        self.register_buffer("lows", None if lows_OG is None else lows_OG.contiguous())
+        self.num_outputs, self.width = weight_OI.shape
+        # Some outputs at a time: what is needed on the way is several times the result.
+        packed = None
+        for first, part_OI in enumerate(torch.split(weight_OI.detach(), _AT_A_TIME)):
+            part = _quantize(part_OI, bits)
+            if packed is None:
+                num_blocks = -(-self.num_outputs // BLOCK)
+                packed = part.new_empty(num_blocks, *part.shape[1:])
+            packed[first * _AT_A_TIME // BLOCK :][: len(part)] = part
+        assert packed is not None, "a matrix has outputs"
+        self.register_buffer("packed", packed)
         self.register_buffer("bias", None if bias_O is None else bias_O.detach().clone())
 
     @staticmethod
@@ -64,25 +58,38 @@ class QuantizedLinear(nn.Module):
         """Can weights of this shape be quantised?"""
         return not weight_OI.shape[1] % _REGISTER
 
+    def rows(self, outputs_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weights [N, I] of some outputs that the bits stand for."""
+        blocks_N, places_N = outputs_N // BLOCK, outputs_N % BLOCK
+        packed = self.packed[blocks_N]  # [N, pairs, bytes]
+        num, pairs = packed.shape[:2]
+        size = 2 * BLOCK * 2
+        num_factors = 1 if self.bits == 8 else 2
+        each = torch.arange(len(outputs_N), device=outputs_N.device)
+        factors = []
+        for start in range(0, num_factors * size, size):
+            halves = packed[..., start : start + size].contiguous().view(torch.float16)
+            factors.append(halves.view(num, pairs, 2, BLOCK)[each, :, :, places_N].float())
+        values = packed[..., num_factors * size :].view(num, pairs, 2, -1, BLOCK, 4)
+        values = values[each, :, :, :, places_N]  # [N, pairs, 2, registers, 4]
+        if self.bits == 4:
+            values = torch.stack((values & 15, values >> 4), dim=-2)
+        units = values.flatten(3).float()
+        low = factors[0] * -128 if self.bits == 8 else factors[1]
+        return (units * factors[0][..., None] + low[..., None]).flatten(1).to(dtype)
+
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights [O, I] that the bits stand for."""
-        groups = self.values.view(*self.scales.shape, -1)
-        scales = self.scales.float()[..., None]
-        if self.lows is None:
-            return ((groups.float() - 128) * scales).flatten(1).to(dtype)
-        units = torch.cat((groups & 15, groups >> 4), dim=-1).float()
-        return (units * scales + self.lows.float()[..., None]).flatten(1).to(dtype)
+        return self.rows(torch.arange(self.num_outputs, device=self.packed.device), dtype)
 
     def matrix(self) -> Matrix:
         """As the kernels read it; a view."""
         return Matrix(
-            values=self.values.data_ptr(),
-            scales=self.scales.data_ptr(),
-            lows=None if self.lows is None else self.lows.data_ptr(),
+            values=self.packed.data_ptr(),
             bias=None if self.bias is None else self.bias.data_ptr(),
             bits=self.bits,
-            outputs=self.scales.shape[0],
-            width=self.scales.shape[1] * GROUP,
+            outputs=self.num_outputs,
+            width=self.width,
         )
 
     def forward(self, x_NI: torch.Tensor) -> torch.Tensor:
@@ -99,6 +106,37 @@ class QuantizedLinear(nn.Module):
         return F.linear(x_NI, self.expanded(x_NI.dtype), self.bias)
 
 
+def _quantize(weight_OI: torch.Tensor, bits: Bits) -> torch.Tensor:
+    """Packed blocks of some outputs."""
+    groups_OG32 = weight_OI.float().view(len(weight_OI), -1, GROUP)
+    if bits == 8:
+        scales_OG = (groups_OG32.abs().amax(-1) / 127.0).half()
+        units = (groups_OG32 / _divisor(scales_OG)).round().clamp(-127, 127) + 128
+        return _pack(units.to(torch.uint8), [scales_OG], bits)
+    low_OG, high_OG = groups_OG32.aminmax(dim=-1)
+    lows_OG = low_OG.half()
+    scales_OG = ((high_OG - low_OG) / 15.0).half()
+    shifted = groups_OG32 - lows_OG.float()[..., None]
+    units = (shifted / _divisor(scales_OG)).round().clamp(0, 15)
+    return _pack(units.to(torch.uint8), [scales_OG, lows_OG], bits)
+
+
+def _pack(units_OG32: torch.Tensor, factors: list[torch.Tensor], bits: Bits) -> torch.Tensor:
+    """Blocks of 16 outputs (the last one filled up with zeros), two groups at a time: their scales
+    and lows, then their values by fours."""
+    missing = -len(units_OG32) % BLOCK
+    pairs = units_OG32.shape[1] // 2
+    units = F.pad(units_OG32, (0, 0, 0, 0, 0, missing)).view(-1, BLOCK, pairs, 2, GROUP // 4, 4)
+    units = units.permute(0, 2, 3, 4, 1, 5)  # [blocks, pairs, 2, fours, 16 outputs, 4]
+    if bits == 4:
+        units = units[:, :, :, 0::2] | units[:, :, :, 1::2] << 4
+    parts = []
+    for factor_OG in factors:
+        halves = F.pad(factor_OG, (0, 0, 0, missing)).view(-1, BLOCK, pairs, 2)
+        parts.append(halves.permute(0, 2, 3, 1).flatten(2).contiguous().view(torch.uint8))
+    return torch.cat((*parts, units.flatten(2)), dim=-1).contiguous()
+
+
 def _divisor(scales_OG: torch.Tensor) -> torch.Tensor:
     """Scales to divide by: a group of equal weights has none."""
     scales = scales_OG.float()[..., None]
@@ -107,12 +145,17 @@ def _divisor(scales_OG: torch.Tensor) -> torch.Tensor:
 
 def quantize_linears(network: nn.Module, bits: Bits) -> int:
     """Put a quantised layer in the place of every linear layer that fits one; returns how many."""
-    count = 0
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, Linear) or not QuantizedLinear.fits(module.weight):
-            continue
-        parent, _, attribute = name.rpartition(".")
-        quantized = QuantizedLinear(module.weight, module.bias, bits)
-        setattr(network.get_submodule(parent), attribute, quantized)
-        count += 1
-    return count
+    return sum(quantize_module(network, name, bits) for name, _ in list(network.named_modules()))
+
+
+def quantize_module(network: nn.Module, name: str, bits: Bits) -> bool:
+    """The same for one module, once it has all its weights; False if it stays as it is."""
+    module = network.get_submodule(name)
+    if not isinstance(module, Linear) or not QuantizedLinear.fits(module.weight):
+        return False
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return False
+    parent, _, attribute = name.rpartition(".")
+    quantized = QuantizedLinear(module.weight, module.bias, bits)
+    setattr(network.get_submodule(parent), attribute, quantized)
+    return True

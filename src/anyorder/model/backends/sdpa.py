@@ -56,7 +56,7 @@ def attend(
         keys_RKGD, values_RKGD = pool.read(layer, group.pages_RP)
     keys_RGKD, values_RGKD = keys_RKGD.transpose(1, 2), values_RKGD.transpose(1, 2)
     (num_rows, num_heads, width), num_kv_heads = queries_NHD.shape, keys_RGKD.shape[1]
-    mask = _mask(group, pattern, queries_NHD, num_kv_heads)
+    mask = _mask(group, pattern, queries_NHD, num_kv_heads, keys_RGKD.shape[2])
     if group.num_queries == 1:
         # Query heads that share a key head stand in as its queries: keys are read once and never
         # repeated (4 times faster than enable_gqa in bf16).
@@ -107,7 +107,11 @@ def attend_memory(
 
 
 def _mask(
-    group: AttentionGroup, pattern: Pattern, queries_NHD: torch.Tensor, num_kv_heads: int
+    group: AttentionGroup,
+    pattern: Pattern,
+    queries_NHD: torch.Tensor,
+    num_kv_heads: int,
+    num_keys: int,
 ) -> torch.Tensor | None:
     """What to add to the scores, or None for plain causal attention; from `group.masks` if there.
 
@@ -116,15 +120,23 @@ def _mask(
     if pattern.relative is not None:
         key = (pattern.relative, torch.is_grad_enabled())
     if key not in group.masks:
-        group.masks[key] = _make_mask(group, pattern, queries_NHD, num_kv_heads)
+        group.masks[key] = _make_mask(group, pattern, queries_NHD, num_kv_heads, num_keys)
     return group.masks[key]
 
 
 def _make_mask(
-    group: AttentionGroup, pattern: Pattern, queries_NHD: torch.Tensor, num_kv_heads: int
+    group: AttentionGroup,
+    pattern: Pattern,
+    queries_NHD: torch.Tensor,
+    num_kv_heads: int,
+    num_keys: int,
 ) -> torch.Tensor | None:
-    visible_RQK = group.visible_RQK
+    visible_RQK, key_positions_RK = group.visible_RQK, group.key_positions_RK
     window = pattern.window
+    if key_positions_RK is None:
+        key_positions_RK = torch.arange(num_keys, device=queries_NHD.device)[None]
+    if visible_RQK is None and group.pages_RP is not None:
+        visible_RQK = key_positions_RK[:, None, :] <= group.query_positions_RQ[:, :, None]
     if visible_RQK is None:
         # Fresh tokens at consecutive positions: no window that holds them all hides anything.
         if window is not None and window >= group.num_queries:
@@ -133,11 +145,11 @@ def _make_mask(
             return None
         size = (group.num_queries, group.num_queries)
         visible_RQK = torch.ones(1, *size, dtype=torch.bool, device=queries_NHD.device).tril()
-    distance_RQK = group.query_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
+    distance_RQK = group.query_positions_RQ[:, :, None] - key_positions_RK[:, None, :]
     if window is not None:
         reach_RQK = distance_RQK
         if group.window_positions_RQ is not None:
-            reach_RQK = group.window_positions_RQ[:, :, None] - group.key_positions_RK[:, None, :]
+            reach_RQK = group.window_positions_RQ[:, :, None] - key_positions_RK[:, None, :]
         visible_RQK = visible_RQK & (reach_RQK < window)
         if pattern.window_ahead:
             visible_RQK = visible_RQK & (distance_RQK > -window)

@@ -141,6 +141,12 @@ class NetworkWithHeads:
         """float32 logits [M, C, V] of the tokens after the next."""
         return self.further.heads(hidden_MW)
 
+    def edits(
+        self, hidden_MW: torch.Tensor, behind_MW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The decoder's; see `EditingNetwork`."""
+        return self.base.edits(hidden_MW, behind_MW)
+
 
 def load_medusa(
     folder: Path, name: str, target: Transformer, host: Abilities

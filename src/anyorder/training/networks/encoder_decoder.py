@@ -4,7 +4,8 @@ New ones are mBART's kind (arXiv 2001.08210): learned positions, norms before ea
 embedding for both sides and, where tied, the head. Saved ones load into `anyorder.Engine`, and into
 transformers. With `length_head`, the encoder's output at a source's first token predicts how long
 the target is, for objectives whose decoder fills in masks; with `vertices_per_token` its decoder
-makes a graph of vertices (objective dag) or, with `links = false`, a row of them (ctc).
+makes a graph of vertices (objective dag) or, with `links = false`, a row of them (ctc). `edits`
+adds heads that tell what a text lacks and what does not belong (insertion).
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ class EncoderDecoder(NetworkRecipe):
         int, Range(0, 64), "places to write in one pass, for each token of the source; 0: none"
     ] = 0
     links: Annotated[bool, "between vertices, which then are a graph"] = True
+    edits: Annotated[bool, "tell what a text lacks, and what does not belong there"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in _SIZES if getattr(self, name) is not None]
         if self.init is not None:
-            given += [n for n in ("length_head", "vertices_per_token") if getattr(self, n)]
+            given += [n for n in ("length_head", "vertices_per_token", "edits") if getattr(self, n)]
             given += [] if self.links else ["links"]
             if given:
                 raise InvalidRequest(
@@ -157,6 +159,7 @@ class EncoderDecoder(NetworkRecipe):
             "length_classes": context + 1 if self.length_head else 0,
             "link_heads": self.heads if self.vertices_per_token and self.links else 0,
             "vertices_per_token": self.vertices_per_token,
+            "insertion_classes": context + 1 if self.edits else 0,
             "decoder_start_token_id": start,
             "bos_token_id": start,
             "eos_token_id": end,

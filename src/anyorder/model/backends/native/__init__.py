@@ -25,7 +25,7 @@ class Matrix(ctypes.Structure):
     """`Matrix` of layers.h: the weights of a linear layer."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("values", "scales", "lows", "bias")),
+        *((name, ctypes.c_void_p) for name in ("values", "bias")),
         *((name, ctypes.c_int64) for name in ("bits", "outputs", "width")),
     ]
 

@@ -1,4 +1,4 @@
-// Kernels for a few rows on a CPU: linear layers, and whole decoder layers.
+// Kernels for a CPU: linear layers, and whole decoder layers.
 //
 // One decoded token multiplies every weight once, so its speed is that of memory. BLAS libraries
 // reach it for one row at best; over the 2 to 30 rows of a draft check, a block or a batch they take

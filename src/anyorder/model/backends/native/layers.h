@@ -9,8 +9,6 @@ namespace anyorder {
 
 struct Matrix {            // weights [outputs, width] without gaps
     const void* values;    // of the pass's type, or bytes as `quantized.inc` describes
-    const void* scales;    // [outputs, width / 32] float16; null where not quantised
-    const void* lows;      // likewise, with 4 bits
     const void* bias;      // [outputs] of the pass's type, or null
     int64_t bits;          // 8 or 4; 0: not quantised
     int64_t outputs, width;
@@ -28,18 +26,18 @@ struct Layer {
 struct Group {  // as core.batch.AttentionGroup
     int64_t first_row, num_requests, num_queries, num_keys;
     const int64_t* pages;    // [requests, pages]; null: keys are the group's own new tokens
-    const uint8_t* visible;  // [requests, queries, keys]; null: causal, keys are queries
+    const uint8_t* visible;  // [requests, queries, keys]; null: causal
     const int64_t* key_positions;
     int64_t page_stride, visible_stride, key_position_stride;  // between requests, in elements
 };
 
 struct Rotation {
-    const void *cosines, *sines;  // [rows, rotated width]
+    const void *cosines, *sines;  // [positions, rotated width]
     int64_t width;
 };
 
-// Inputs of a quantised matrix, one row: values [width], for each 64 of them 16 scales (of the
-// sums of four products that a register holds), for each 32 their sum.
+// Inputs of a quantised matrix, one row: values [width], for each 32 of them a scale, and their sum
+// (with weights of 8 bits, -128 times).
 struct QuantizedRow {
     int8_t* values;
     float *scales, *sums;
@@ -48,10 +46,10 @@ struct QuantizedRow {
 class QuantizedRows {
   public:
     QuantizedRows(int64_t num_rows, int64_t width)
-        : width_(width), values_(num_rows * width), scales_(num_rows * width / 4),
+        : width_(width), values_(num_rows * width), scales_(num_rows * width / 32),
           sums_(num_rows * width / 32) {}
     QuantizedRow operator[](int64_t n) {
-        return {values_.data() + n * width_, scales_.data() + n * width_ / 4,
+        return {values_.data() + n * width_, scales_.data() + n * width_ / 32,
                 sums_.data() + n * width_ / 32};
     }
 
@@ -71,6 +69,7 @@ struct Pass {
     const Layer* layers;
     const Group* groups;
     const Rotation* rotations;
+    const void* final_norm;  // [width]; null: the residual stream is left as it is
 };
 
 }  // namespace anyorder

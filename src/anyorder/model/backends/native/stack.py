@@ -1,9 +1,8 @@
-"""A pass over a few rows through a network's layers in one native call.
+"""A pass through a network's layers in one native call.
 
 Between the products of a small model's layers lie some thirty operators, each of which costs more
 to call than to compute. Here they run on the threads that compute the products. Families whose
-layers have other parts (`LayerStack.supports` lists what there may be) run on torch, and so do
-passes over many rows, for which a matrix library is faster.
+layers have other parts (`LayerStack.supports` lists what there may be) run on torch.
 
 Shape suffixes as in `core.batch`; W width of the residual stream.
 """
@@ -11,7 +10,7 @@ Shape suffixes as in `core.batch`; W width of the residual stream.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import weakref
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -31,7 +30,7 @@ from anyorder.model.backends.native import (
 from anyorder.model.backends.quantized import QuantizedLinear
 from anyorder.model.config import ModelConfig, Rope
 from anyorder.model.layers import RmsNorm
-from anyorder.model.rotary import Rotation
+from anyorder.model.rotary import Rotation, rotation
 
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 _REGISTER = 32
@@ -69,7 +68,7 @@ _Pass = _structure(
     numbers="num_rows width num_heads num_kv_heads head_width mlp_width page_size num_layers "
     "num_groups num_threads activation",
     reals="epsilon",
-    pointers="residual slots positions layers groups rotations",
+    pointers="residual slots positions layers groups rotations final_norm",
 )
 
 
@@ -89,6 +88,13 @@ class LayerStack:
         ]
         """Where modules hold what they compute with, whoever puts something else there."""
         self._addresses: list[int] = []
+        self._tables: dict[tuple[Rope, torch.dtype], Rotation] = {}
+        """Cosines and sines of all positions that came up, and some more."""
+        self._bound: weakref.WeakKeyDictionary[KeyValuePool, ctypes.Array[Any]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """`_layers` with the addresses of a pool's pages: engines that share a network may run it
+        at the same time, each on its own pool."""
         self._layers = (_Layer * len(layers))()
         known = [
             sum(len(_tensors(module)) for module in found.values() if module is not None)
@@ -150,32 +156,28 @@ class LayerStack:
         x_NW: torch.Tensor,
         batch: PackedBatch,
         pool: KeyValuePool,
-        rotations: Mapping[Rope, Rotation],
         first: int,
         last: int,
+        final_norm: RmsNorm | None = None,
     ) -> torch.Tensor:
-        """The residual stream after layers `first` to before `last`."""
+        """The residual stream after layers `first` to before `last`, and after a norm."""
         self._refresh()
         x_NW = x_NW.clone()  # written in place
         assert batch.slots_N is not None, "takes() asks for slots"
         keep: list[torch.Tensor] = []
         """What the structures point to."""
-        ropes = list(rotations)
-        page_size = 1
-        # A copy: engines that share a network may run it at the same time, each on its own pool.
-        layers = type(self._layers).from_buffer_copy(self._layers)
-        for index in range(first, last):
-            keys, values = pool.pages(index)
-            layer, entry = self._config.layers[index], layers[index]
-            page_size = keys.shape[1]
-            entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
-            entry.rope = -1 if layer.rope is None else ropes.index(layer.rope)
+        ropes = self._config.ropes
+        layers = self._bound.get(pool)
+        if layers is None:
+            layers = self._bound[pool] = self._bind(pool)
         turns = (_Rotation * max(len(ropes), 1))()
-        for turn, rope in zip(turns, ropes, strict=False):
-            cosines, sines = (part.contiguous() for part in rotations[rope])
-            keep += [cosines, sines]
-            turn.cosines, turn.sines = cosines.data_ptr(), sines.data_ptr()
-            turn.width = cosines.shape[-1]
+        if ropes:
+            num_positions = int(batch.positions_N.max()) + 1
+            for turn, rope in zip(turns, ropes, strict=False):
+                cosines, sines = self._table(rope, x_NW.dtype, num_positions)
+                keep += [cosines, sines]
+                turn.cosines, turn.sines = cosines.data_ptr(), sines.data_ptr()
+                turn.width = cosines.shape[-1]
         groups = (_Group * len(batch.groups))()
         for target, group in zip(groups, batch.groups, strict=True):
             _describe(target, group, keep)
@@ -187,7 +189,7 @@ class LayerStack:
             num_kv_heads=config.num_kv_heads,
             head_width=config.head_width,
             mlp_width=config.mlp_width,
-            page_size=page_size,
+            page_size=pool.pages(first)[0].shape[1],
             num_layers=last - first,
             num_groups=len(groups),
             num_threads=torch.get_num_threads(),
@@ -199,12 +201,29 @@ class LayerStack:
             layers=ctypes.addressof(layers[first]),
             groups=ctypes.addressof(groups),
             rotations=ctypes.addressof(turns),
+            final_norm=None if final_norm is None else final_norm.weight.data_ptr(),
         )
         kernels = library()
         assert kernels is not None, "takes() asks for the library"
         function = getattr(kernels, f"anyorder_layers_{NAMES[x_NW.dtype]}")
         function(ctypes.addressof(described))
         return x_NW
+
+    def _bind(self, pool: KeyValuePool) -> ctypes.Array[Any]:
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        for index, entry in enumerate(layers):
+            keys, values = pool.pages(index)
+            entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
+        return layers
+
+    def _table(self, rope: Rope, dtype: torch.dtype, num_positions: int) -> Rotation:
+        """Cosines and sines [positions, 1, width] of at least so many positions."""
+        known = self._tables.get((rope, dtype))
+        if known is None or len(known[0]) < num_positions:
+            positions = torch.arange(max(512, 2 * num_positions))
+            cosines, sines = rotation(rope, positions, dtype)
+            known = self._tables[rope, dtype] = cosines.contiguous(), sines.contiguous()
+        return known
 
     def _refresh(self) -> None:
         """Where the weights lie now: whoever trains them may put others in their place."""
@@ -213,6 +232,7 @@ class LayerStack:
         if addresses == self._addresses:
             return
         self._addresses = addresses
+        self._bound.clear()
         for index, (entry, found) in enumerate(zip(self._layers, self._modules, strict=True)):
             layer = self._config.layers[index]
             for name, field in _MATRICES.items():
@@ -227,6 +247,7 @@ class LayerStack:
                 norm = found[name]
                 address = norm.weight.data_ptr() if isinstance(norm, RmsNorm) else None
                 setattr(entry, field, address)
+            entry.rope = -1 if layer.rope is None else self._config.ropes.index(layer.rope)
             entry.window = layer.window or 0
             entry.scale = layer.attention_scale
 
@@ -266,26 +287,31 @@ def _describe(target: ctypes.Structure, group: AttentionGroup, keep: list[torch.
         keep.append(tensor)
         return tensor.data_ptr()
 
-    positions_RK = group.key_positions_RK
-    if positions_RK.stride(1) != 1:
-        positions_RK = positions_RK.contiguous()
-    visible_RQK = group.visible_RQK
-    if visible_RQK is not None:
+    positions_RK, visible_RQK = group.key_positions_RK, group.visible_RQK
+    if visible_RQK is None:
+        positions_RK = None  # causal: neither is read
+    else:
+        assert positions_RK is not None, "a mask's keys have positions"
         visible_RQK = visible_RQK.contiguous()
+        if positions_RK.stride(1) != 1:
+            positions_RK = positions_RK.contiguous()
     pages_RP = None if group.pages_RP is None else group.pages_RP.contiguous()
     fields = {
         "first_row": group.first_row,
         "num_requests": group.num_requests,
         "num_queries": group.num_queries,
-        "num_keys": positions_RK.shape[1],
+        "num_keys": 0 if positions_RK is None else positions_RK.shape[1],
         "pages": point(pages_RP),
         "visible": point(visible_RQK),
         "key_positions": point(positions_RK),
         "page_stride": 0 if pages_RP is None else pages_RP.shape[1],
-        "visible_stride": 0
-        if visible_RQK is None or len(visible_RQK) == 1
-        else visible_RQK.stride(0),
-        "key_position_stride": 0 if len(positions_RK) == 1 else positions_RK.stride(0),
+        "visible_stride": _step(visible_RQK),
+        "key_position_stride": _step(positions_RK),
     }
     for name, value in fields.items():
         setattr(target, name, value)
+
+
+def _step(tensor: torch.Tensor | None) -> int:
+    """Elements between requests; none where all have the same."""
+    return 0 if tensor is None or len(tensor) == 1 else tensor.stride(0)

@@ -4,6 +4,7 @@
 //
 //   Sums, LANES        a register of floats, and how many it holds
 //   zero, total        of floats; their total in a fixed order
+//   totals             of LANES registers: lane i is the total of register i, bit for bit
 //   exponential        e^x of each float, to 2 units in the last place; 0 below -87
 //   Step<T>            how products are summed: Values, COUNT of them, load, add(sums, a, b)
 //   Wide<T>            load and store of LANES values as floats
@@ -45,6 +46,7 @@ inline void from_float(float value, bf16* out) {  // to nearest, ties to even
     (1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +       \
      r * (1.0f / 720 + r * (1.0f / 5040))))))))
 constexpr int OUTPUTS = 4;  // rows of a weight matrix in a tile
+constexpr ptrdiff_t MANY_ROWS = 64;  // input rows that stay in a core's own cache
 constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
 
 #pragma GCC push_options
@@ -57,6 +59,11 @@ static inline float total(Sums sums) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+static inline Sums totals(const Sums* sums) {
+    float each[LANES];
+    for (int i = 0; i < LANES; i++) each[i] = total(sums[i]);
+    return _mm256_loadu_ps(each);
 }
 static inline Sums exponential(Sums x) {
     const Sums limited = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)),
@@ -113,6 +120,21 @@ using Sums = __m512;
 constexpr int LANES = 16, MOST_ROWS = 4;
 static inline Sums zero() { return _mm512_setzero_ps(); }
 static inline float total(Sums sums) { return _mm512_reduce_add_ps(sums); }
+static inline Sums totals(const Sums* sums) {  // lanes are paired as in `total`: 8 apart, 4, 2, 1
+    Sums two[8], four[4], eight[2];
+    for (int i = 0; i < 8; i++) {
+        const Sums a = sums[i / 2 + i % 2 * 8], b = sums[i / 2 + i % 2 * 8 + 4];
+        two[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 4; i++)
+        four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(two[2 * i], two[2 * i + 1], 0x88),
+                                _mm512_shuffle_f32x4(two[2 * i], two[2 * i + 1], 0xdd));
+    for (int i = 0; i < 2; i++)
+        eight[i] = _mm512_add_ps(_mm512_shuffle_ps(four[2 * i], four[2 * i + 1], 0x44),
+                                 _mm512_shuffle_ps(four[2 * i], four[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(eight[0], eight[1], 0x88),
+                         _mm512_shuffle_ps(eight[0], eight[1], 0xdd));
+}
 static inline Sums exponential(Sums x) {
     const Sums limited = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)),
                                        _mm512_set1_ps(88.0f));
@@ -167,7 +189,7 @@ struct Step<bf16> : Step<float> {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
 namespace avx512_vnni {
 using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Step, avx512::Sums;
-using avx512::total, avx512::Wide, avx512::zero;
+using avx512::total, avx512::totals, avx512::Wide, avx512::zero;
 #include "quantized.inc"
 #include "linear.inc"
 #include "layers.inc"
@@ -177,7 +199,7 @@ using avx512::total, avx512::Wide, avx512::zero;
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,f16c")
 namespace avx512_bf16 {
-using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Sums, avx512::total;
+using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Sums, avx512::total, avx512::totals;
 using avx512::Wide, avx512::zero;
 template <class T>
 struct Step : avx512::Step<T> {};

@@ -1,0 +1,1 @@
+"""Speed beside other engines, the machine's limits and each other: what `anyorder bench` runs."""

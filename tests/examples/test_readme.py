@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.server.conftest import running
 
 from anyorder.cli.main import VERBS, main
 from anyorder.core import lookup
@@ -53,15 +54,25 @@ def test_every_family_is_named() -> None:
 
 
 def test_python_example_is_five_lines() -> None:
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     assert len([line for line in example.splitlines() if line]) == 5
 
 
 @pytest.mark.weights
 def test_python_example() -> None:
-    (example,), (expected,) = blocks("python"), blocks("text")
+    (example, _), (expected,) = blocks("python"), blocks("text")
     answer = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
     assert answer.stdout == expected, answer.stderr
+
+
+@pytest.mark.weights
+def test_client_example() -> None:
+    _, example = blocks("python")
+    with running(load("smollm2-135m-instruct")) as live:
+        example = example.replace("http://127.0.0.1:8000", live.url)
+        answer = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    text, _, num_passes = answer.stdout.strip().rpartition(" ")
+    assert text and 0 < int(num_passes) <= 17, answer.stderr
 
 
 @pytest.mark.weights
@@ -76,7 +87,7 @@ def test_console_sessions(session: str) -> None:
 
 def runnable() -> list[list[str]]:
     """Commands that do not wait for a user, take many minutes, or are a mistake on purpose."""
-    others = [words for words in commands() if words[0] not in ("chat", "train", "serve")]
+    others = [words for words in commands() if words[0] not in ("chat", "train", "serve", "bench")]
     return [words for words in others if "beam_serch" not in words]
 
 

@@ -69,6 +69,14 @@ def pack(rows_OB: torch.Tensor, file_format: str, first: int, matrix: Matrix) ->
     function(number, rows_OB.data_ptr(), size, len(rows_OB), first, ctypes.byref(matrix))
 
 
+def expand(raw: torch.Tensor, file_format: str, out: torch.Tensor) -> None:
+    """Bytes in one of `FORMATS` as numbers of a type of `NAMES`; both without gaps."""
+    kernels = library()
+    assert kernels is not None, "callers ask for the library first"
+    function = getattr(kernels, f"anyorder_expand_{NAMES[out.dtype]}")
+    function(FORMATS[file_format], raw.data_ptr(), out.numel() // 32, out.data_ptr())
+
+
 def unpack(matrix: Matrix, outputs_N: torch.Tensor) -> torch.Tensor:
     """The weights [N, I] of some outputs of a matrix of 8 bits, float32."""
     kernels = library()
@@ -96,10 +104,12 @@ def library() -> ctypes.CDLL | None:
     kernels.anyorder_pack.restype = kernels.anyorder_unpack.restype = None
     for name in NAMES.values():
         linear = getattr(kernels, f"anyorder_linear_{name}")
+        expand = getattr(kernels, f"anyorder_expand_{name}")
+        expand.argtypes = [ctypes.c_int64, pointer, ctypes.c_int64, pointer]
         linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
         layers = getattr(kernels, f"anyorder_layers_{name}")
         layers.argtypes = [ctypes.c_void_p]
-        linear.restype = layers.restype = None
+        linear.restype = layers.restype = expand.restype = None
     return kernels if kernels.anyorder_level() else None
 
 

@@ -126,6 +126,19 @@ void anyorder_pack(int64_t format, const uint8_t* rows, int64_t row_bytes, int64
     ON_LEVEL(pack(format, rows, row_bytes, num_rows, first, *matrix));
 }
 
+// Groups of a file's format as numbers.
+void anyorder_expand_float32(int64_t format, const uint8_t* groups, int64_t num_groups,
+                             float* weights) {
+    using namespace anyorder;
+    ON_LEVEL(expand(format, groups, num_groups, weights));
+}
+
+void anyorder_expand_bfloat16(int64_t format, const uint8_t* groups, int64_t num_groups,
+                              bf16* weights) {
+    using namespace anyorder;
+    ON_LEVEL(expand(format, groups, num_groups, weights));
+}
+
 // The weights [num_rows, width] of some outputs of a matrix of 8 bits.
 void anyorder_unpack(const anyorder::Matrix* matrix, const int64_t* outputs, int64_t num_rows,
                      float* weights) {

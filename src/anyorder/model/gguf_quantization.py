@@ -1,6 +1,6 @@
 """Stored number formats of GGUF files, and their way back to floating point.
 
-Q4_0, Q4_1 and Q8_0 are decoded by the package's kernels, or without them here in cache-sized pieces,
+Q4_0, Q4_1 and Q8_0 are decoded by the package's kernels, or else here in cache-sized pieces,
 several times faster than by the `gguf` library and equal to it bit for bit (products of a half and
 a small integer are exact in float32). All other block formats go through `gguf.quants`.
 

@@ -8,6 +8,7 @@ Names are imported when first used, so `import anyorder` costs milliseconds.
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("anyorder.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'anyorder' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    collects = gc.isenabled()
+    gc.disable()  # torch's import makes objects that stay: looking for garbage is a sixth of it
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    finally:
+        if collects:
+            gc.enable()
     globals()[name] = value
     return value

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyorder.core.errors import CheckpointError
+from anyorder.model.backends import native
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.gguf_quantization import READABLE, TYPES
 
@@ -114,9 +115,15 @@ def test_type_table_equals_the_librarys():
     assert {k: (t.name, t.block_size, t.block_bytes) for k, t in TYPES.items()} == theirs
 
 
+@pytest.fixture(params=["kernels", "numpy"])
+def decoder(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "level", lambda: 0)
+
+
 @pytest.mark.parametrize("name", READABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_type_decodes_like_the_library(name, dtype, open_bytes):
+def test_every_type_decodes_like_the_library(name, dtype, decoder, open_bytes):
     """Random bytes: every bit pattern of scales included, so NaN compares equal to NaN."""
     storage = next(t for t in TYPES.values() if t.name == name)
     kind = next(k for k, t in TYPES.items() if t.name == name)
@@ -136,7 +143,7 @@ def test_every_type_decodes_like_the_library(name, dtype, open_bytes):
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0"])
-def test_fast_decoders_over_several_pieces(name, open_bytes):
+def test_fast_decoders_over_several_pieces(name, decoder, open_bytes):
     kind, storage = next((k, t) for k, t in TYPES.items() if t.name == name)
     rows = 3 * 8192 // 4 + 5
     raw = numpy.random.default_rng(1).integers(0, 256, (rows, 4 * storage.block_bytes))

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gguf import GGMLQuantizationType
+from gguf import quants as gguf_quants
 from tests.model.paged import Cached
 from tests.model.test_native_kernels import PIECES, config, draw
 
@@ -17,7 +19,7 @@ from anyorder.core.errors import UserError
 from anyorder.model.backends import native, quantized
 from anyorder.model.backends.linear import Linear
 from anyorder.model.backends.native import stack
-from anyorder.model.backends.quantized import Bits, QuantizedLinear
+from anyorder.model.backends.quantized import Bits, QuantizedEmbedding, QuantizedLinear
 from anyorder.model.loaded import load
 from anyorder.model.loading import load_network
 from anyorder.model.saving import stored_tensors
@@ -83,6 +85,49 @@ def test_groups_without_spread(bits: Bits) -> None:
     x = draw(2, 64, dtype=torch.float32)
     torch.testing.assert_close(layer(x), F.linear(x, weight), rtol=0.02, atol=0.02)
     assert layer(torch.zeros(1, 64)).abs().max() == 0
+
+
+@built
+@pytest.mark.parametrize("bits", BITS)
+def test_kernels_round_weights_as_torch_does(level: int, bits: Bits) -> None:
+    weight_OI = draw(37, 192, dtype=torch.float32)
+    weight_OI[3], weight_OI[4, :40] = 0, 0.5
+    layer = QuantizedLinear(weight_OI, None, bits)
+    assert torch.equal(layer.packed, quantized._quantize(weight_OI, bits))
+
+
+@built
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("kind", "within"), [("Q4_0", (4,)), ("Q4_1", (4,)), ("Q8_0", (8,)), ("F32", ())]
+)
+def test_rows_are_taken_as_a_file_has_them(
+    level: int, bits: Bits, kind: str, within: tuple[Bits, ...]
+) -> None:
+    """Formats written and read by the gguf library; without loss where the bits are the same."""
+    weight_OI = draw(37, 192, dtype=torch.float32)
+    number = GGMLQuantizationType[kind]
+    rows_OB = torch.from_numpy(gguf_quants.quantize(weight_OI.numpy(), number)).view(torch.uint8)
+    stands_for = torch.from_numpy(gguf_quants.dequantize(rows_OB.numpy(), number)).view(37, 192)
+    layer = QuantizedLinear(torch.empty(37, 192, device="meta"), None, bits)
+    layer.put_stored(0, rows_OB[:21], kind)
+    layer.put_stored(21, rows_OB[21:], kind)
+    if bits in within:
+        assert torch.equal(layer.expanded(torch.float32), stands_for)
+    else:
+        assert torch.equal(layer.packed, QuantizedLinear(stands_for, None, bits).packed)
+
+
+@built
+def test_rows_of_8_bits_by_kernel_and_by_torch(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantizedLinear(draw(37, 192, dtype=torch.float32), None, 8)
+    tokens = torch.tensor([[36, 0, 5], [5, 17, 31]])
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = QuantizedEmbedding(layer, dtype)(tokens)
+        assert rows.shape == (2, 3, 192) and rows.dtype == dtype
+        with monkeypatch.context() as patch:
+            patch.setattr(quantized, "level", lambda: 0)
+            assert torch.equal(rows, layer.expanded(dtype)[tokens])
 
 
 # ---------------------------------------------------------------------------------------- products
@@ -219,6 +264,61 @@ def test_a_network_is_quantised_while_it_is_loaded(bits: Bits, tied: bool) -> No
     step = weight_VW.view(1061, -1, 32).abs().amax(-1) if head.bits == 8 else 2.0
     bound = torch.as_tensor(step / (127 if head.bits == 8 else 15)).max()
     assert (head.expanded(torch.float32) - weight_VW).abs().max() < bound
+
+
+class Grouped(InMemory):
+    """The same as the rows of a file: matrices in groups of 32."""
+
+    def __init__(self, network: Transformer, kind: str) -> None:
+        super().__init__(network)
+        self.kind = kind
+        self.rows: dict[str, torch.Tensor] = {}
+        self.released: list[str] = []
+        for name, tensor in self.tensors.items():
+            if tensor.dim() < 2:
+                continue
+            own = GGMLQuantizationType["Q8_0" if "embed" in name else kind]
+            self.rows[name] = torch.from_numpy(gguf_quants.quantize(tensor.numpy(), own))
+            stands_for = gguf_quants.dequantize(self.rows[name].numpy(), own)
+            self.tensors[name] = torch.from_numpy(stands_for).view_as(tensor)
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        assert name not in self.rows, "matrices need no expanding"
+        return super().read(name, out)
+
+    def file_format(self, name: str) -> str:
+        return "F32" if name not in self.rows else "Q8_0" if "embed" in name else self.kind
+
+    def stored(self, name: str) -> torch.Tensor:
+        return self.rows[name]
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+
+@built
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_a_network_takes_rows_as_its_file_has_them(bits: Bits, kind: str) -> None:
+    """Fused matrices part by part; tied embeddings are looked up in the head."""
+    settings = config(
+        width=64, head_width=32, mlp_width=128, vocabulary_size=1061, tied_embeddings=True
+    )
+    source = Grouped(Transformer.random(settings, seed=0), kind)
+    loaded = load_network(settings, source, dtype=torch.float32, bits=bits)
+    assert sorted(source.released) == sorted(source.rows)
+    plain = InMemory(Transformer.random(settings, seed=0))
+    plain.tensors = source.tensors
+    expected = load_network(settings, plain, dtype=torch.float32, bits=bits)
+    assert isinstance(loaded.embedding, QuantizedEmbedding)
+    assert torch.equal(loaded.embedding.weight, expected.embedding.weight)
+    assert loaded.dtype == torch.float32 and loaded.device.type == "cpu"
+    found = dict(loaded.named_modules())
+    for name, module in expected.named_modules():
+        if isinstance(module, QuantizedLinear) and name != "quantized_head":
+            weights = found[name].expanded(torch.float32)
+            torch.testing.assert_close(weights, module.expanded(torch.float32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(loaded), logits(expected), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("quantize", ["int3", "8", ""])

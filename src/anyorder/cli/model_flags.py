@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,10 @@ def open_model(arguments: argparse.Namespace) -> LoadedModel:
     shown = progress()
     try:
         _find_early(arguments.model, shown)
+        gc.disable()  # while torch is imported, as in anyorder/__init__.py
         from anyorder.model.loaded import load
 
+        gc.enable()
         return load(
             arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, progress=shown
         )

@@ -123,6 +123,10 @@ def architecture(name: str) -> type[Architecture]:
 
 def for_model_type(model_type: str) -> type[Architecture]:
     """The family that reads config.json files of this type; UnknownName lists those supported."""
+    if model_type in lookup.names(_FOLDER):  # most are called like their file: read no other
+        family = architecture(model_type)
+        if model_type in family.model_types:
+            return family
     known = {kind: family for family in architectures().values() for kind in family.model_types}
     if model_type not in known:
         raise UnknownName("model_type", model_type, known)
@@ -140,6 +144,10 @@ def for_fields(fields: Fields) -> type[Architecture]:
 
 def for_gguf_type(gguf_type: str) -> type[Architecture]:
     """The family that reads GGUF files of this architecture; UnknownName lists those supported."""
+    if gguf_type in lookup.names(_FOLDER):
+        family = architecture(gguf_type)
+        if gguf_type in family.gguf_types:
+            return family
     known = {kind: family for family in architectures().values() for kind in family.gguf_types}
     if gguf_type not in known:
         raise UnknownName("GGUF architecture", gguf_type, known)

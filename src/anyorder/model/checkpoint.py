@@ -29,6 +29,9 @@ class _Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def type(self) -> str: ...
+
 
 class OpenGguf(Protocol):
     """What is needed of `gguf.GGUFFile`."""
@@ -43,6 +46,12 @@ class OpenGguf(Protocol):
 
     def read(self, name: str, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """float32, or of `out`'s type."""
+
+    def stored(self, name: str) -> torch.Tensor:
+        """Rows of bytes."""
+
+    def release(self, name: str) -> None:
+        """What was read is needed no more."""
 
 
 class GgufTensors:
@@ -64,6 +73,18 @@ class GgufTensors:
     def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
         """Its values, dequantised to float32 or to the type of `out`."""
         return self._file.read(name, out=out)
+
+    def file_format(self, name: str) -> str:
+        """What GGUF calls the way in which it is stored."""
+        return self._file.tensors[name].type
+
+    def stored(self, name: str) -> torch.Tensor:
+        """Its rows as they lie in the file, uint8 [rows, bytes]; a view."""
+        return self._file.stored(name)
+
+    def release(self, name: str) -> None:
+        """Its rows are needed no more."""
+        self._file.release(name)
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, TensorSource]:

@@ -98,12 +98,27 @@ class GGUFFile:
         if out is not None:
             dtype = out.dtype
         decoded = decode(raw, info.type, info.shape, dtype or torch.float32, out)
+        self.release(name)
+        return decoded
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The rows of a tensor as they lie in the file, uint8 [rows, bytes]: a view, for as long as
+        the file is open. `release` it after use."""
+        import torch
+
+        info = self.tensors[name]
+        raw = torch.frombuffer(
+            self._map, dtype=torch.uint8, offset=info.offset, count=info.num_bytes
+        )
+        return raw.view(math.prod(info.shape[:-1]), -1)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor that was read, which counts as this process's."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            # What was read counts as this process's memory until it is given back.
+            info = self.tensors[name]
             start = info.offset - info.offset % mmap.PAGESIZE
             length = info.offset + info.num_bytes - start
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
-        return decoded
 
     def close(self) -> None:
         """Release the mapping; `metadata` and `tensors` stay usable, `read` does not."""

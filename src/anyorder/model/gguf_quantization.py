@@ -1,8 +1,8 @@
 """Stored number formats of GGUF files, and their way back to floating point.
 
-Q4_0, Q4_1 and Q8_0 are decoded here in cache-sized pieces, several times faster than by the `gguf`
-library and equal to it bit for bit (products of a half and a small integer are exact in float32).
-All other block formats go through `gguf.quants`.
+Q4_0, Q4_1 and Q8_0 are decoded by the package's kernels, or else here in cache-sized pieces,
+several times faster than by the `gguf` library and equal to it bit for bit (products of a half and
+a small integer are exact in float32). All other block formats go through `gguf.quants`.
 
 Does not quantise, and does not compute on quantised weights.
 """
@@ -108,12 +108,18 @@ def decode(
     import numpy
     import torch
 
+    from anyorder.model.backends import native
+
     if type_name in _PLAIN:
         stored = raw.clone().view(getattr(torch, _PLAIN[type_name]))  # clone: aligned and ours
         return stored.to(torch.float32).to(dtype).view(shape)
     with numpy.errstate(all="ignore"):  # damaged scales give inf or nan, not a warning
         if type_name not in _FAST:
             return _through_library(raw, type_name, shape).to(dtype)
+        if native.level() >= native.QUANTIZED_LEVEL and dtype in native.NAMES:
+            whole = torch.empty(shape, dtype=dtype) if out is None else out
+            native.expand(raw, type_name, whole)
+            return whole.view(shape)
         decode_blocks, block_bytes = _FAST[type_name]
         blocks = raw.numpy().reshape(-1, block_bytes)
         decoded = torch.empty(blocks.shape[0], 32, dtype=dtype) if out is None else out.view(-1, 32)

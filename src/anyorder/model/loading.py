@@ -15,10 +15,16 @@ import torch
 
 from anyorder.core.errors import CheckpointError
 from anyorder.model.architecture import architecture, name_map
-from anyorder.model.backends.quantized import Bits, quantize_module
+from anyorder.model.backends.linear import Linear
+from anyorder.model.backends.quantized import (
+    Bits,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    quantize_module,
+)
 from anyorder.model.config import ModelConfig
 from anyorder.model.encoder_decoder import EncoderDecoder
-from anyorder.model.naming import FUSED, NameMap, Stored, TensorSource
+from anyorder.model.naming import FUSED, NameMap, Stored, StoredSource, TensorSource
 from anyorder.model.transformer import Transformer
 
 Progress = Callable[[int, int], None]
@@ -132,6 +138,11 @@ def fill(
     absent = set(optional) - set(source.names())
     _check(parameters, config, source, names, prefix, owner, ignored, absent)
     for count, (name, empty) in enumerate(parameters.items(), start=1):
+        pieces = list(parts(name, empty, config, names, prefix))
+        if bits is not None and _lay_out(network, name, pieces, source, config, dtype, bits):
+            if progress is not None:
+                progress(count, len(parameters))
+            continue
         filled = torch.empty(empty.shape, dtype=dtype, device=device)
         for part in parts(name, filled, config, names, prefix):
             if part.tensor in absent:
@@ -147,6 +158,56 @@ def fill(
             quantize_module(network, module_name, bits)
         if progress is not None:
             progress(count, len(parameters))
+
+
+def _lay_out(
+    network: torch.nn.Module,
+    name: str,
+    pieces: list[Part],
+    source: TensorSource,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    bits: Bits,
+) -> bool:
+    """Put a quantised layer in the place of one whose weights lie in groups already, or embeddings
+    that the head is tied to, from the file's own bytes; False if they must be read as numbers."""
+    module_name, _, attribute = name.rpartition(".")
+    module = network.get_submodule(module_name)
+    if not isinstance(module, Linear | torch.nn.Embedding):
+        return False
+    if not isinstance(source, StoredSource) or attribute != "weight":
+        return False
+    formats = {source.file_format(p.tensor) for p in pieces if p.tensor in source.names()}
+    plain = not any(p.stored.transposed for p in pieces)
+    if not plain or not formats or not all(map(QuantizedLinear.reads, formats)):
+        return False
+    table = isinstance(network, Transformer) and module is network.embedding
+    if table:
+        # Only where rows of the head are the file's own numbers, and nobody wants the whole table.
+        if formats != {"Q8_0"} or not config.tied_embeddings or config.self_conditioning:
+            return False
+        if config.encoder is not None:
+            return False
+    elif isinstance(module, torch.nn.Embedding) or module.bias is not None:
+        return False
+    if not QuantizedLinear.fits(module.weight):
+        return False
+    layer = QuantizedLinear(module.weight, None, 8 if table else bits)
+    first = 0
+    for piece in pieces:
+        rows_OB = source.stored(piece.tensor)
+        if piece.stored.order is not None:
+            rows_OB = piece.stored.order(rows_OB, config)
+        layer.put_stored(first, rows_OB, source.file_format(piece.tensor))
+        source.release(piece.tensor)
+        first += len(rows_OB)
+    if isinstance(network, Transformer) and table:
+        network.quantized_head = layer
+        network.embedding = QuantizedEmbedding(layer, dtype)
+    else:
+        parent, _, own = module_name.rpartition(".")
+        setattr(network.get_submodule(parent), own, layer)
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,20 @@ class TensorSource(Protocol):
 
         `out`, contiguous and of as many numbers, may be filled and returned instead of new memory.
         """
+
+
+@runtime_checkable
+class StoredSource(TensorSource, Protocol):
+    """A source that also gives rows of tensors as bytes, in the file's own format."""
+
+    def file_format(self, name: str) -> str:
+        """What GGUF calls the way in which a tensor is stored."""
+
+    def stored(self, name: str) -> torch.Tensor:
+        """Its rows, uint8 [rows, bytes]; perhaps a view of the file."""
+
+    def release(self, name: str) -> None:
+        """Its rows are needed no more."""
 
 
 RowOrder = Callable[["torch.Tensor", "ModelConfig"], "torch.Tensor"]

@@ -19,7 +19,12 @@ from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.attention import Attention, CrossAttention
 from anyorder.model.backends.linear import Linear, linear
 from anyorder.model.backends.native.stack import LayerStack
-from anyorder.model.backends.quantized import Bits, QuantizedLinear, quantize_linears
+from anyorder.model.backends.quantized import (
+    Bits,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    quantize_linears,
+)
 from anyorder.model.config import Activation, ModelConfig, NormPlacement, Rope
 from anyorder.model.edits import Edits
 from anyorder.model.layers import ACTIVATIONS, Mlp, RmsNorm, make_norm
@@ -154,7 +159,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         embedding_width = config.embedding_width or config.width
-        self.embedding = make_embedding(config.vocabulary_size, embedding_width)
+        table = make_embedding(config.vocabulary_size, embedding_width)
+        self.embedding: nn.Embedding | QuantizedEmbedding = table
         if config.learned_positions:
             self.positions = make_embedding(config.learned_positions, config.width)
         if config.self_conditioning:
@@ -217,10 +223,13 @@ class Transformer(nn.Module):
         """Hold the weights of linear layers in so many bits, for inference. Embeddings, norms and
         layers whose width does not fit (`QuantizedLinear.fits`) stay as they are."""
         quantize_linears(self, bits)
-        if self.config.tied_embeddings and QuantizedLinear.fits(self.embedding.weight):
-            # Read out with 8 bits at least: the head decides between near-ties.
-            self.quantized_head = QuantizedLinear(self.embedding.weight, None, 8)
         self._stack = None
+        table = self.embedding
+        if isinstance(table, QuantizedEmbedding):
+            return  # it is the head's rows
+        if self.config.tied_embeddings and QuantizedLinear.fits(table.weight):
+            # Read out with 8 bits at least: the head decides between near-ties.
+            self.quantized_head = QuantizedLinear(table.weight, None, 8)
 
     @property
     def cache_shapes(self) -> list[tuple[int, int]]:
@@ -234,12 +243,16 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, activations and cache."""
-        return self.embedding.weight.dtype
+        table = self.embedding
+        return table.dtype if isinstance(table, QuantizedEmbedding) else table.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where weights, activations and cache live."""
-        return self.embedding.weight.device
+        table = self.embedding
+        if isinstance(table, QuantizedEmbedding):
+            return table.head.packed.device
+        return table.weight.device
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None = None) -> torch.Tensor:
         """Final hidden states [N, W], after the last norm (and projection, where there is one)."""

@@ -2,9 +2,10 @@
 
 Weights lie in groups of 32 along the width, each with a float16 scale, and with 4 bits the lowest
 value too: w = scale * u + low, as in GGUF's Q8_0 and Q4_1. The default model's file is of the
-second kind, so its weights come through without loss. On processors with VNNI inputs are quantised
-as well, to 8 bits with a scale for each 32 of a row; elsewhere, and where gradients are wanted,
-weights are expanded for every product, which is slow and exact.
+second kind, so its weights are laid out anew as they are (`put_stored`), without loss. On
+processors with VNNI inputs are quantised as well, to 8 bits with a scale for each 32 of a row;
+elsewhere, and where gradients are wanted, weights are expanded for every product, which is slow and
+exact.
 
 Shape suffixes: N rows, I width of the input, O outputs, G groups (I / 32).
 """
@@ -18,7 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from anyorder.model.backends.linear import Linear
-from anyorder.model.backends.native import NAMES, QUANTIZED_LEVEL, Matrix, level, multiply
+from anyorder.model.backends.native import (
+    FORMATS,
+    NAMES,
+    QUANTIZED_LEVEL,
+    Matrix,
+    level,
+    multiply,
+    pack,
+    unpack,
+)
 
 Bits = Literal[8, 4]
 GROUP = 32
@@ -30,7 +40,8 @@ _AT_A_TIME = 64 * BLOCK
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer for inference only."""
+    """A linear layer for inference only; with weights on the meta device one that `put_stored` is
+    to fill."""
 
     packed: torch.Tensor
     """uint8 [blocks of 16 outputs, I / 64, bytes], laid out as `native/quantized.inc` says."""
@@ -41,25 +52,44 @@ class QuantizedLinear(nn.Module):
         assert not weight_OI.shape[1] % _REGISTER, "fits() was asked"
         self.bits = bits
         self.num_outputs, self.width = weight_OI.shape
-        # Some outputs at a time: what is needed on the way is several times the result.
-        packed = None
-        for first, part_OI in enumerate(torch.split(weight_OI.detach(), _AT_A_TIME)):
-            part = _quantize(part_OI, bits)
-            if packed is None:
-                num_blocks = -(-self.num_outputs // BLOCK)
-                packed = part.new_empty(num_blocks, *part.shape[1:])
-            packed[first * _AT_A_TIME // BLOCK :][: len(part)] = part
-        assert packed is not None, "a matrix has outputs"
+        num_factors = 1 if bits == 8 else 2
+        num_bytes = 2 * BLOCK * (GROUP * bits // 8 + 2 * num_factors)
+        sizes = -(-self.num_outputs // BLOCK), self.width // _REGISTER, num_bytes
+        device = "cpu" if weight_OI.is_meta else weight_OI.device
+        packed = torch.empty(sizes, dtype=torch.uint8, device=device)
+        packed[-1].zero_()  # may lie partly beyond the outputs
         self.register_buffer("packed", packed)
         self.register_buffer("bias", None if bias_O is None else bias_O.detach().clone())
+        if weight_OI.is_meta:
+            return
+        # Some outputs at a time: what is needed on the way is several times the result.
+        for first, part_OI in enumerate(torch.split(weight_OI.detach(), _AT_A_TIME)):
+            if packed.device.type == "cpu" and level() >= QUANTIZED_LEVEL:
+                rows_OB = part_OI.float().contiguous().view(torch.uint8)
+                self.put_stored(first * _AT_A_TIME, rows_OB, "F32")
+            else:
+                part = _quantize(part_OI, bits)
+                packed[first * _AT_A_TIME // BLOCK :][: len(part)] = part
 
     @staticmethod
     def fits(weight_OI: torch.Tensor) -> bool:
         """Can weights of this shape be quantised?"""
         return not weight_OI.shape[1] % _REGISTER
 
+    @staticmethod
+    def reads(file_format: str) -> bool:
+        """Can `put_stored` read rows of this format here?"""
+        return file_format in FORMATS and level() >= QUANTIZED_LEVEL
+
+    def put_stored(self, first: int, rows_OB: torch.Tensor, file_format: str) -> None:
+        """Take the weights of outputs from `first` on as they lie in a file: rows of bytes."""
+        assert rows_OB.stride(1) == 1 and first + len(rows_OB) <= self.num_outputs
+        pack(rows_OB, file_format, first, self.matrix())
+
     def rows(self, outputs_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights [N, I] of some outputs that the bits stand for."""
+        if self.bits == 8 and self.packed.device.type == "cpu" and level() >= QUANTIZED_LEVEL:
+            return unpack(self.matrix(), outputs_N.contiguous()).to(dtype)
         blocks_N, places_N = outputs_N // BLOCK, outputs_N % BLOCK
         packed = self.packed[blocks_N]  # [N, pairs, bytes]
         num, pairs = packed.shape[:2]
@@ -104,6 +134,24 @@ class QuantizedLinear(nn.Module):
         ):
             return multiply(self.matrix(), x_NI.contiguous())
         return F.linear(x_NI, self.expanded(x_NI.dtype), self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of a head that embeddings are tied to, where a file has them in the head's own bits."""
+
+    def __init__(self, head: QuantizedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head = head
+        self.dtype = dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole table [O, I]; made anew each time."""
+        return self.head.expanded(self.dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[..., I]"""
+        return self.head.rows(tokens.flatten(), self.dtype).view(*tokens.shape, self.head.width)
 
 
 def _quantize(weight_OI: torch.Tensor, bits: Bits) -> torch.Tensor:

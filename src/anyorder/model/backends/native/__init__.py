@@ -19,6 +19,8 @@ QUANTIZED_LEVEL = 3
 """The lowest with kernels for quantised weights."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Types that the kernels compute in, as their functions' names end."""
+FORMATS = {"F32": 0, "Q4_0": 1, "Q4_1": 2, "Q8_0": 3}
+"""How rows may lie in a file that `pack` reads, as GGUF calls them."""
 
 
 class Matrix(ctypes.Structure):
@@ -58,6 +60,33 @@ def multiply(matrix: Matrix, x_NI: torch.Tensor) -> torch.Tensor:
     return out_NO
 
 
+def pack(rows_OB: torch.Tensor, file_format: str, first: int, matrix: Matrix) -> None:
+    """Put rows, bytes of one of `FORMATS`, into a quantised matrix's outputs from `first` on."""
+    kernels = library()
+    assert kernels is not None, "callers ask for the library first"
+    function = kernels.anyorder_pack
+    number, size = FORMATS[file_format], rows_OB.stride(0)
+    function(number, rows_OB.data_ptr(), size, len(rows_OB), first, ctypes.byref(matrix))
+
+
+def expand(raw: torch.Tensor, file_format: str, out: torch.Tensor) -> None:
+    """Bytes in one of `FORMATS` as numbers of a type of `NAMES`; both without gaps."""
+    kernels = library()
+    assert kernels is not None, "callers ask for the library first"
+    function = getattr(kernels, f"anyorder_expand_{NAMES[out.dtype]}")
+    function(FORMATS[file_format], raw.data_ptr(), out.numel() // 32, out.data_ptr())
+
+
+def unpack(matrix: Matrix, outputs_N: torch.Tensor) -> torch.Tensor:
+    """The weights [N, I] of some outputs of a matrix of 8 bits, float32."""
+    kernels = library()
+    assert kernels is not None, "callers ask for the library first"
+    weights_NI = torch.empty(len(outputs_N), matrix.width)
+    places = outputs_N.data_ptr()
+    kernels.anyorder_unpack(ctypes.byref(matrix), places, len(outputs_N), weights_NI.data_ptr())
+    return weights_NI
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels; None where they were not built or cannot run."""
@@ -68,12 +97,19 @@ def library() -> ctypes.CDLL | None:
     kernels = ctypes.CDLL(found.origin)
     kernels.anyorder_level.argtypes = []
     kernels.anyorder_set_level.argtypes = [ctypes.c_int]
+    numbers = [ctypes.c_int64] * 3
+    pointer = ctypes.c_void_p
+    kernels.anyorder_pack.argtypes = [ctypes.c_int64, pointer, *numbers, pointer]
+    kernels.anyorder_unpack.argtypes = [pointer, pointer, ctypes.c_int64, pointer]
+    kernels.anyorder_pack.restype = kernels.anyorder_unpack.restype = None
     for name in NAMES.values():
         linear = getattr(kernels, f"anyorder_linear_{name}")
+        expand = getattr(kernels, f"anyorder_expand_{name}")
+        expand.argtypes = [ctypes.c_int64, pointer, ctypes.c_int64, pointer]
         linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
         layers = getattr(kernels, f"anyorder_layers_{name}")
         layers.argtypes = [ctypes.c_void_p]
-        linear.restype = layers.restype = None
+        linear.restype = layers.restype = expand.restype = None
     return kernels if kernels.anyorder_level() else None
 
 

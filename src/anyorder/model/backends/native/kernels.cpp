@@ -119,6 +119,33 @@ void anyorder_linear_bfloat16(const anyorder::Matrix* matrix, const bf16* inputs
     anyorder::run_linear(*matrix, inputs, outputs, num_rows, input_stride, num_threads);
 }
 
+// Rows of a file's format, of `row_bytes` each, into a quantised matrix's outputs from `first` on.
+void anyorder_pack(int64_t format, const uint8_t* rows, int64_t row_bytes, int64_t num_rows,
+                   int64_t first, const anyorder::Matrix* matrix) {
+    using namespace anyorder;
+    ON_LEVEL(pack(format, rows, row_bytes, num_rows, first, *matrix));
+}
+
+// Groups of a file's format as numbers.
+void anyorder_expand_float32(int64_t format, const uint8_t* groups, int64_t num_groups,
+                             float* weights) {
+    using namespace anyorder;
+    ON_LEVEL(expand(format, groups, num_groups, weights));
+}
+
+void anyorder_expand_bfloat16(int64_t format, const uint8_t* groups, int64_t num_groups,
+                              bf16* weights) {
+    using namespace anyorder;
+    ON_LEVEL(expand(format, groups, num_groups, weights));
+}
+
+// The weights [num_rows, width] of some outputs of a matrix of 8 bits.
+void anyorder_unpack(const anyorder::Matrix* matrix, const int64_t* outputs, int64_t num_rows,
+                     float* weights) {
+    using namespace anyorder;
+    ON_LEVEL(unpack(*matrix, outputs, num_rows, weights));
+}
+
 // All rows of a pass through the given layers; see layers.h.
 void anyorder_layers_float32(const anyorder::Pass* pass) { anyorder::run_layers<float>(*pass); }
 void anyorder_layers_bfloat16(const anyorder::Pass* pass) { anyorder::run_layers<bf16>(*pass); }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.resources import files
 
 import pytest
 import torch
@@ -14,12 +15,8 @@ from anyorder.model.loaded import load
 
 pytestmark = pytest.mark.weights
 MODEL = "smollm2-135m-instruct"
-TEXT = (
-    "Paris is the capital and largest city of France. Since the 17th century, it has been one of "
-    "the world's major centres of finance, diplomacy, commerce, culture, fashion, and gastronomy. "
-    "Because of its leading role in the arts and sciences and its early adoption of extensive "
-    "street lighting, it became known as the City of Light in the nineteenth century."
-)
+TEXT = (files("anyorder.evaluation.benchmarks") / "text.txt").read_text("utf-8")[:6000]
+"""Some 1,500 tokens of a novel: over fewer, rounding scatters by more than it costs."""
 
 
 def test_its_file_has_4_bits_and_they_come_through_without_loss() -> None:
@@ -33,7 +30,7 @@ def test_its_file_has_4_bits_and_they_come_through_without_loss() -> None:
     assert compared == 4 * 30
 
 
-@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.01), ("int4", 0.02)])
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.005), ("int4", 0.01)])
 def test_a_texts_perplexity_hardly_changes(quantize: str, bound: float) -> None:
     def loss(engine: Engine) -> float:
         logprobs = engine.score(TEXT).logprobs

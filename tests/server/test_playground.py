@@ -9,6 +9,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,17 @@ def test_a_chat_streams_and_branches(at: Page, tmp_path: Path) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
-def test_a_chat_is_stopped(at: Page, live: Live) -> None:
+def test_a_chat_is_stopped(at: Page, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = live.service.worker
     live.wait_until(lambda: not worker.is_busy)
+    tick = worker.engine.tick
+
+    def slowly() -> bool:
+        """Else the answer may be there before the keyboard is."""
+        time.sleep(0.01)
+        return tick()
+
+    monkeypatch.setattr(worker.engine, "tick", slowly)
     say(at, "on and on", max_tokens=220)
     live.wait_until(lambda: worker.is_busy)
     at.page.keyboard.press("Escape")

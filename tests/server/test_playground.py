@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-import time
 from pathlib import Path
 from typing import Any
 

@@ -50,7 +50,8 @@ RECIPES_HEAD = """\
 
 A recipe is a TOML file that says what `anyorder train` does. [training.md](training.md) shows how;
 these are all the fields. A misspelt one is refused with the nearest name. Paths are seen from the
-recipe's own folder.
+recipe's own folder. `extends = "OTHER.toml"`, above the sections, takes every field of another
+recipe but those that are given here; a section that names another kind or objective starts anew.
 """
 
 MATRIX_HEAD = """\

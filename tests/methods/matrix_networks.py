@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tests.methods.encoder_decoders import filling, random_network
 from tests.model.test_calm import SIZES
 from tests.model.test_calm import fields as calm_fields
 from tests.tiny import CONTEXT, tiny_config, tiny_encoder_decoder_config
@@ -27,7 +28,7 @@ from anyorder.model.calm import calm_abilities, make_calm
 from anyorder.model.calm_autoencoder import CalmAutoencoder, start
 from anyorder.model.drafters.medusa import MedusaHeads, NetworkWithHeads
 from anyorder.model.encoder_decoder import EncoderDecoder
-from anyorder.model.loaded import LoadedModel, abilities_of
+from anyorder.model.loaded import LoadedModel
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.model.transformer import Transformer
 
@@ -182,11 +183,7 @@ def one_pass(*, linked: bool, known: bool) -> LoadedModel:
         tied_embeddings=False,
     )
     cls = KnownPlaces if known else EncoderDecoder
-    network = cls.random(config, seed=0, dtype=torch.float64, spread=0.4)
-    network.embedding.weight.mul_(4.0)
-    for layer in network.layers:  # else every vertex says the same
-        layer.cross.out.weight.mul_(3.0)
-        layer.attention.out.weight.mul_(6.0)
+    network = random_network(config, cls)
     if not linked:
         network.head.weight[MASK] *= 2.0  # blanks are common
     if known:
@@ -195,13 +192,7 @@ def one_pass(*, linked: bool, known: bool) -> LoadedModel:
         network.head.weight[:, 1] = torch.full((VOCABULARY,), -60.0).index_fill(
             0, torch.tensor(MASK), 0.0
         )
-    found = dataclasses.replace(
-        abilities_of("tiny", config, None),
-        end_tokens=frozenset(),
-        mask_token=MASK,
-        attention=frozenset({"bidirectional"}),
-    )
-    return LoadedModel(network=network, abilities=found, tokenizer=tokenizer())
+    return dataclasses.replace(filling(network, config, mask=MASK), tokenizer=tokenizer())
 
 
 def network_for(method: str, kind: Kind = "known") -> LoadedModel | None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.encoder_decoders import MASK, source
 from tests.methods.one_pass import (
-    MASK,
     dense_hidden,
     generate,
     one_pass_model,
-    source,
 )
 from tests.tiny import tiny_engine
 

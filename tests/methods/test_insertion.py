@@ -5,31 +5,37 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import random
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from tests.methods.encoder_decoders import (
+    MASK,
+    START,
+    encode,
+    filling,
+    hidden,
+    random_network,
+    source,
+)
 from tests.tiny import (
     END,
-    VOCABULARY,
     assert_no_page_is_lost,
     tiny_encoder_decoder_config,
     tiny_engine,
 )
 
-from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.errors import InvalidRequest, UnsupportedMethod
 from anyorder.core.method import TextRules
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
 from anyorder.methods.insertion import _pick, _Text, _Token, _within
 from anyorder.model.encoder_decoder import EncoderDecoder
-from anyorder.model.loaded import LoadedModel, abilities_of
+from anyorder.model.loaded import LoadedModel
 from anyorder.sampling.windows import compatible
 
-MASK, START, COUNTS = 60, 1, 6
+COUNTS = 6
 
 
 @functools.cache
@@ -42,28 +48,13 @@ def editor(
     config = tiny_encoder_decoder_config(
         text_rules=rules, insertion_classes=COUNTS, tied_embeddings=False
     )
-    network = EncoderDecoder.random(config, seed=0, dtype=torch.float64, spread=0.4)
-    network.embedding.weight.mul_(4.0)
-    for layer in network.layers:  # else every mask becomes the same token
-        layer.cross.out.weight.mul_(3.0)
-        layer.attention.out.weight.mul_(6.0)
+    network = random_network(config)
     generator = torch.Generator().manual_seed(1)
     for parameter in network.edit_head.parameters():
         parameter.normal_(0.0, 0.25, generator=generator)
     network.edit_head.insertion.bias.copy_(torch.tensor([nothing, 1.5, 1.0, 0.5, 0.0, 0.0]))
     network.edit_head.deletion.bias.fill_(0.0)
-    abilities = dataclasses.replace(
-        abilities_of("tiny", config, None),
-        end_tokens=frozenset({END} if ends else ()),
-        mask_token=MASK,
-        attention=frozenset({"bidirectional"}),
-    )
-    return LoadedModel(network=network, abilities=abilities)
-
-
-def source(seed: int, length: int = 9) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, VOCABULARY - 1) for _ in range(length)]
+    return filling(network, config, ends=ends)
 
 
 def generate(tokens: list[int], engine: Engine | None = None, **fields: Any) -> Completion:
@@ -84,17 +75,10 @@ def naive(tokens: list[int], iterations: int) -> tuple[list[int], list[float], i
     """The paper's loop with a pass for each question: text, log-probabilities and how many of the
     passes saw something new."""
     network: Any = editor().network
-    everything = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool)
-    states = network.encode(dense_batch(torch.tensor([tokens]), everything))
-
-    def hidden(text: list[int]) -> torch.Tensor:
-        line = torch.tensor([[START, *text]])
-        visible = torch.ones(1, line.shape[1], line.shape[1], dtype=torch.bool)
-        memory = CrossMemory(states_RSW=states[None])
-        return network.hidden(dense_batch(line, visible, memory=memory))  # type: ignore[no-any-return]
+    memory = encode(network, tokens)
 
     def edits(text: list[int]) -> Any:
-        states = hidden(text)
+        states = hidden(network, memory, [START, *text])
         return network.edits(states, torch.cat((states[1:], 0 * states[:1])))
 
     text: list[int] = []
@@ -116,7 +100,7 @@ def naive(tokens: list[int], iterations: int) -> tuple[list[int], list[float], i
         text, scores = new, new_scores
         if MASK in text:
             seen.append(list(text))
-            logits = network.logits(hidden(text))[1:]
+            logits = network.logits(hidden(network, memory, [START, *text]))[1:]
             logits[:, MASK] = -torch.inf
             values, ids = logits.log_softmax(-1).max(-1)
             masked = [token == MASK for token in text]
@@ -213,8 +197,8 @@ def test_texts_are_as_long_as_the_request_allows() -> None:
 
 
 def test_end_tokens() -> None:
-    free = generate(source(2)).tokens
-    stopped = generate(source(2), stop_tokens=[free[3]])
+    free = generate(source(3)).tokens
+    stopped = generate(source(3), stop_tokens=[free[3]])
     assert stopped.tokens == free[: free.index(free[3]) + 1]
     assert stopped.finish_reason == "stop"
     engine, num_early = tiny_engine(model=editor(ends=True)), 0

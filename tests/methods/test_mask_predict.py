@@ -5,28 +5,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import random
 from typing import Any
 
 import pytest
 import torch
+from tests.methods.encoder_decoders import (
+    MASK,
+    START,
+    encode,
+    filling,
+    hidden,
+    random_network,
+    source,
+)
 from tests.tiny import (
     END,
-    VOCABULARY,
     assert_no_page_is_lost,
     tiny_encoder_decoder_config,
     tiny_engine,
 )
 
-from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.method import TextRules
 from anyorder.core.request import Choice, Completion, Request
 from anyorder.engine.engine import Engine
-from anyorder.model.encoder_decoder import EncoderDecoder
-from anyorder.model.loaded import LoadedModel, abilities_of
+from anyorder.model.loaded import LoadedModel
 
-MASK = 60
-START = 1
 NUM_LENGTHS = 24
 
 
@@ -37,23 +40,8 @@ def translator(*, ends: bool = False, banned: tuple[int, int] | None = None) -> 
     config = tiny_encoder_decoder_config(
         text_rules=rules, length_classes=NUM_LENGTHS, tied_embeddings=False
     )
-    network = EncoderDecoder.random(config, seed=0, dtype=torch.float64, spread=0.4)
-    network.embedding.weight.mul_(4.0)
-    for layer in network.layers:  # else every mask becomes the same token
-        layer.cross.out.weight.mul_(3.0)
-        layer.attention.out.weight.mul_(6.0)
-    abilities = dataclasses.replace(
-        abilities_of("tiny", config, None),
-        end_tokens=frozenset({END} if ends else ()),
-        mask_token=MASK,
-        attention=frozenset({"bidirectional"}),
-    )
-    return LoadedModel(network=network, abilities=abilities)
-
-
-def source(seed: int, length: int = 9) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, VOCABULARY - 1) for _ in range(length)]
+    network = random_network(config)
+    return filling(network, config, ends=ends)
 
 
 def generate(tokens: list[int], engine: Engine | None = None, **fields: Any) -> Completion:
@@ -66,26 +54,17 @@ def generate(tokens: list[int], engine: Engine | None = None, **fields: Any) -> 
     return completion
 
 
-def encode(tokens: list[int]) -> torch.Tensor:
-    everything = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool)
-    network: Any = translator().network
-    return network.encode(dense_batch(torch.tensor([tokens]), everything))  # type: ignore[no-any-return]
-
-
 def log_probabilities(states: torch.Tensor, text: torch.Tensor, *, first: int = 1) -> torch.Tensor:
     """Of every token of a text [N] behind the start token, [N, vocabulary]."""
     network: Any = translator().network
-    tokens = torch.cat((torch.tensor([START]), text))[None]
-    everything = torch.ones(1, tokens.shape[1], tokens.shape[1], dtype=torch.bool)
-    batch = dense_batch(tokens, everything, memory=CrossMemory(states_RSW=states[None]))
-    logits = network.logits(network.hidden(batch))[first:]
+    logits = network.logits(hidden(network, states, [START, *text.tolist()]))[first:]
     logits[:, MASK] = -torch.inf
     return logits.log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def naive(tokens: list[int], iterations: int, num_lengths: int) -> tuple[list[int], list[float]]:
     """The paper's loop, a text of one length at a time."""
-    states = encode(tokens)
+    states = encode(translator().network, tokens)
     network: Any = translator().network
     lengths = network.length_logits(states[:1])[0]
     lengths[0] = -torch.inf
@@ -130,7 +109,7 @@ def test_more_iterations_and_lengths_change_something() -> None:
 
 
 def test_lengths_stay_within_the_requests() -> None:
-    ranked = encode(source(0))[:1]
+    ranked = encode(translator().network, source(0))[:1]
     network: Any = translator().network
     likeliest = network.length_logits(ranked)[0].topk(NUM_LENGTHS).indices.tolist()
     one = {"options": {"lengths": 1}}
@@ -150,7 +129,7 @@ def test_a_canvas_gives_the_length_and_keeps_its_tokens() -> None:
     assert len(completion.tokens) == 6 and completion.finish_reason == "length"
     assert "encoder" in completion.report.passes_by_role
     text = torch.tensor([MASK if token is None else token for token in canvas])
-    expected = log_probabilities(encode(source(3)), text).argmax(-1).tolist()
+    expected = log_probabilities(encode(translator().network, source(3)), text).argmax(-1).tolist()
     once = generate(source(3), canvas=canvas, max_new_tokens=None, options={"iterations": 1})
     assert once.tokens == [e if c is None else c for c, e in zip(canvas, expected, strict=True)]
 
@@ -183,7 +162,11 @@ def test_networks_with_a_token_shift() -> None:
     options = {"iterations": 1}
     text = torch.full((6,), MASK)
     for tokens in (source(0), source(1)):
-        told = log_probabilities(encode(tokens), text, first=0).argmax(-1).tolist()
+        told = (
+            log_probabilities(encode(translator().network, tokens), text, first=0)
+            .argmax(-1)
+            .tolist()
+        )
         canvas = {"canvas": [None] * 6, "max_new_tokens": None, "options": options}
         assert generate(tokens, engine, **canvas).tokens == told[:6]
         assert generate(tokens, **canvas).tokens == told[1:]

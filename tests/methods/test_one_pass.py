@@ -8,7 +8,8 @@ import itertools
 from typing import Any
 
 import pytest
-from tests.methods.one_pass import generate, one_pass_model, source
+from tests.methods.encoder_decoders import source
+from tests.methods.one_pass import generate, one_pass_model
 from tests.tiny import END, assert_no_page_is_lost, tiny_engine
 
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod, UserError

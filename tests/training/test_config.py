@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.training.runs import SECTIONS, sections
 
+from anyorder.core import lookup
 from anyorder.core.errors import UserError
 from anyorder.training.config import Recipe, build_recipe, difference, read_recipe
 
@@ -48,6 +49,40 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert found.objective.label_smoothing == 0.1  # type: ignore[attr-defined]
     assert found.schedule.name == "cosine" and found.run.output == "runs/prose"
     assert found.path("a.txt") == tmp_path / "a.txt"
+
+
+def test_it_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "prose.toml").write_text(TEXT)
+    (tmp_path / "deeper.toml").write_text('extends = "prose.toml"\n[model]\nlayers = 8\n')
+    last = tmp_path / "last.toml"
+    last.write_text('extends = "deeper.toml"\n[schedule]\nname = "wsd"\n[run]\nsteps = 20\n')
+    found = read_recipe(last)
+    assert (found.model.layers, found.model.width) == (8, 64)  # type: ignore[attr-defined]
+    assert (found.run.steps, found.run.batch_size, found.run.output) == (20, 8, "runs/last")
+    assert found.schedule.name == "wsd" and len(found.data.sources) == 2
+    last.write_text('extends = "prose.toml"\n[objective]\nname = "masked_diffusion"\n')
+    assert lookup.name_of(read_recipe(last).objective) == "masked_diffusion"
+    last.write_text('extends = "prose.toml"\n[objective]\nlabel_smoothing = 0.2\n')
+    assert read_recipe(last).objective.label_smoothing == 0.2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('extends = "own.toml"', "own.toml extends itself"),
+        ('extends = "none.toml"', "cannot read the recipe .*none.toml"),
+        ("extends = 3", "own.toml: extends must be the path of a recipe, got 3"),
+        ('extends = "prose.toml"\nmodel = 1', r"\[model\] must be a section of fields, got 1"),
+        ('extends = "prose.toml"\n[run]\nstep = 1', r"did you mean 'steps'\?"),
+        ('extend = "prose.toml"', r"unknown recipe section 'extend'; did you mean 'extends'\?"),
+    ],
+)
+def test_it_extends_nothing_else(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "prose.toml").write_text(TEXT)
+    path = tmp_path / "own.toml"
+    path.write_text(line)
+    with pytest.raises(UserError, match=words):
+        read_recipe(path)
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

@@ -16,6 +16,8 @@ from anyorder.training.metrics import StepMetrics
 from anyorder.training.trainer import Trainer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+FOR_A_GPU = re.compile(r"for\s(#\s)?a GPU")
+"""Said of larger recipes. They extend the small ones, which are tried here."""
 STEPS = 30
 ROWS = 8
 """Of a batch, at most; an average over a few steps is enough to tell whether a loss falls."""
@@ -37,14 +39,15 @@ def in_order() -> list[Path]:
             found.append(path)
 
     for path in RECIPES:
-        add(path)
+        if not FOR_A_GPU.search(path.read_text()):
+            add(path)
     return found
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_can_be_read_and_says_how_to_run_it(path: Path) -> None:
     read_recipe(path)
-    comment = path.read_text().partition("[model]")[0]
+    comment = re.split(r"^(?!#)", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
     assert f"anyorder train recipes/{path.name}" in re.sub(r"\s*\n#\s*", " ", comment)
     assert all(path.with_name(f"{name}.toml") in RECIPES for name in needed(path))
 

@@ -133,27 +133,52 @@ _MAY_CHANGE = {
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe of a TOML file; UserError names the field that is wrong."""
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"the recipe {path} is not UTF-8 text.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the recipe {path} is not valid TOML: {error}.") from None
-    recipe = build_recipe(sections, folder=path.parent)
+    """The recipe of a TOML file; UserError names the field that is wrong.
+
+    With `extends = "OTHER.toml"` above its sections it has the fields of another recipe, but for
+    those that it gives itself; a section that names another objective or kind of network starts
+    anew. Paths are seen from the folder of the recipe that is read.
+    """
+    recipe = build_recipe(_read_sections(path, ()), folder=path.parent)
     if recipe.run.output is None:
         run = dataclasses.replace(recipe.run, output=str(Path("runs") / path.stem))
         recipe = dataclasses.replace(recipe, run=run)
     return recipe
 
 
+def _read_sections(path: Path, extended_by: tuple[Path, ...]) -> dict[str, object]:
+    try:
+        sections: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the recipe {path} is not UTF-8 text.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the recipe {path} is not valid TOML: {error}.") from None
+    base = sections.pop("extends", None)
+    if base is None:
+        return sections
+    if not isinstance(base, str):
+        raise InvalidRequest(f"{path}: extends must be the path of a recipe, got {base!r}.")
+    if path.resolve() in extended_by:
+        raise UserError(f"the recipe {path} extends itself.")
+    merged = _read_sections(path.parent / base, (*extended_by, path.resolve()))
+    for name, fields in sections.items():
+        below = merged.get(name, {})
+        if isinstance(below, Mapping) and isinstance(fields, Mapping):
+            key = _FOUND.get(name)
+            # Another objective or kind of network has other fields.
+            if key is None or fields.get(key, below.get(key)) == below.get(key):
+                fields = {**below, **fields}
+        merged[name] = fields
+    return merged
+
+
 def build_recipe(sections: Mapping[str, object], *, folder: Path = Path()) -> Recipe:
     """The recipe with these sections, each a mapping of fields."""
     for name, fields in sections.items():
         if name not in _SECTIONS:
-            raise UnknownName("recipe section", name, _SECTIONS)
+            raise UnknownName("recipe section", name, (*_SECTIONS, "extends"))
         if not isinstance(fields, Mapping):
             raise InvalidRequest(f"[{name}] must be a section of fields, got {fields!r}.")
     objective = _table(sections, "objective")

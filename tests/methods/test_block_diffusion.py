@@ -47,8 +47,13 @@ def generate(options: dict[str, object] | None = None, **fields: Any) -> Complet
 
 def logprobs(tokens: Seq[int], size: int) -> torch.Tensor:
     """What the tiny model says at each place, by one dense pass over everything in blocks."""
+    return dense(tokens, range(len(tokens)), Blocks(size=size).visible(len(tokens)))
+
+
+def dense(tokens: Seq[int], places: Seq[int], visible: torch.Tensor) -> torch.Tensor:
+    """The same of tokens at any places that see each other in any way [N, N]."""
     network: Any = tiny_model().network
-    positions = torch.arange(len(tokens))
+    positions = torch.tensor([*places])
     group = AttentionGroup(
         first_row=0,
         num_requests=1,
@@ -56,7 +61,7 @@ def logprobs(tokens: Seq[int], size: int) -> torch.Tensor:
         pages_RP=None,
         query_positions_RQ=positions[None],
         key_positions_RK=positions[None],
-        visible_RQK=Blocks(size=size).visible(len(tokens))[None],
+        visible_RQK=visible[None],
     )
     batch = PackedBatch(
         tokens_N=torch.tensor(tokens), positions_N=positions, slots_N=None, groups=(group,)
@@ -442,6 +447,10 @@ def test_bad_input() -> None:
             InvalidRequest, match=r"in_flight=2 does not go with .* set in_flight=1"
         ):
             generate({"in_flight": 2, **given}, model=block_model(token_shift=True))
+    with pytest.raises(InvalidRequest, match="in_flight=2 does not go with cache=prefix"):
+        generate({"in_flight": 2, "cache": "prefix"})
+    with pytest.raises(InvalidRequest, match="guidance does not go with cache=dual; use cache=pre"):
+        generate({"cache": "dual"}, guidance_scale=2.0, negative_prompt=[3])
     for options in ({"block_size": 0}, {"steps": 0}, {"in_flight": 0}):
         with pytest.raises(InvalidRequest, match="must be an integer of at least 1"):
             generate(options)  # type: ignore[arg-type]

@@ -78,6 +78,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"options": {"drafter": {"name": "medusa", "nodes": 12}, "adaptive": False}},
     ],
     "block_diffusion": [
+        {"options": {"block_size": 6, "window": 3, "cache": "prefix"}, "guidance_scale": 1.7},
+        {"temperature": 1.0, "seed": 7, "options": {"block_size": 6, "window": 3, "cache": "dual"}},
         {"temperature": 1.0, "seed": 3, "n": 2, "options": {"commit": "random"}},
         {"no_repeat_ngram": 2, "logprobs": 2, "options": {"block_size": 3, "steps": 2}},
         {"temperature": 1.0, "seed": 4, "options": {"window": 2, "schedule": "late", "steps": 3}},

@@ -50,6 +50,30 @@ def reverse_step(canvas: tuple[int, ...], before: float, after: float) -> torch.
     return torch.einsum("i,j,k->ijk", *factors)
 
 
+def analytic_step(canvas: tuple[int, ...], before: float, after: float) -> torch.Tensor:
+    """The same as SEDD writes it (arXiv 2310.16834, its theorem on Tweedie's formula): ratios of
+    probabilities at this level, taken back by the noise's matrix exponential, times its transpose.
+    """
+    matrix = torch.full((3, 3), 1 / 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64)
+    less = float(torch.tensor((1 - after) / (1 - before)).log())
+    factors = []
+    for place, token in enumerate(canvas):
+        p = clean_given_others(canvas, before)[place].exp()
+        noisy = (1 - before) * p + before / 3
+        ratios = noisy / noisy[token]
+        line = torch.linalg.matrix_exp(-less * matrix) @ ratios
+        line = line * torch.linalg.matrix_exp(less * matrix)[token]
+        factors.append(line / line.sum())
+    return torch.einsum("i,j,k->ijk", *factors)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.6), (0.5, 0.4), (0.2, 0.0)])
+def test_sedds_analytic_sampler_takes_the_same_steps(before: float, after: float) -> None:
+    for text in TEXTS:
+        expected = analytic_step(text, before, after)
+        torch.testing.assert_close(reverse_step(text, before, after), expected)
+
+
 def chain(steps: int) -> torch.Tensor:
     """The distribution after so many steps, enumerated."""
     state = torch.full((3,) * LENGTH, 1 / 27, dtype=torch.float64)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest
@@ -113,6 +114,24 @@ def test_ancestral_leaves_it_to_chance() -> None:
     assert policy("ancestral").choose(everyone, step(after=0.0)) == [0, 1, 2, 3]
     # What is opened in the same step is made up for: (0.8 - 0.7 + 0.5 * 0.2) / 0.8.
     assert step(before=0.8, after=0.7, rate=0.5).share == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1 - 1e-9, 0.7), (0.6, 0.5), (0.1, 0.0)])
+def test_ancestral_is_sedds_analytic_step(before: float, after: float) -> None:
+    """Tweedie's formula (arXiv 2310.16834) at a masked place of four tokens and the mask: with the
+    share that ancestral opens, the place gets each token as often."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
+    matrix = -torch.eye(5, dtype=torch.float64)
+    matrix[4] += 1  # all go to the mask
+    less = math.log((1 - after) / (1 - before))
+    ratios = p * (1 - before) / before
+    ratios[4] = 1.0
+    line = torch.linalg.matrix_exp(-less * matrix) @ ratios
+    line = line * torch.linalg.matrix_exp(less * matrix)[4]
+    share = step(before=before, after=after).share
+    expected = share * p
+    expected[4] = 1 - share
+    torch.testing.assert_close(line, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

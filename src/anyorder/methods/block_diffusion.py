@@ -23,6 +23,10 @@ networks trained for it expect: approximate. What is cached is exact all the sam
 stored when it and all before it are clean. D2F's own sampler is `in_flight` as many as there are
 blocks, `open_at=0.1` and `commit=threshold`; it counts a block of which 95% is filled as finished.
 
+`cache` goes without it while a block is filled in windows, approximately (Fast-dLLM v2's sub-block
+cache): a window's passes but the first take from the cache what the first one computed of the block
+before the window (prefix), or of all but the window (dual; what is behind it runs once more).
+
 Published samplers are options, and the default on their checkpoints. SDAR's are `commit=threshold`
 with a level of 0.85 (low_confidence_dynamic), `confidence`, `sequential` or `entropy_bound`;
 LLaDA2.0's is `threshold` with 0.95, LLaDA2.1's adds `revise=edit`; Fast-dLLM v2's is `threshold`
@@ -38,11 +42,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import Blocks, CanvasRows, Decoding, Outputs, forward
+from anyorder.core.forward import (
+    BIDIRECTIONAL,
+    Attention,
+    Blocks,
+    CanvasRows,
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Abilities, Context
 from anyorder.core.options import Part, Range
 from anyorder.core.sequence import Sequence
-from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.canvas_method import CanvasMethod, WindowCache, WindowLast
 from anyorder.sampling.denoising import (
     Answer,
     Denoising,
@@ -85,8 +97,12 @@ class BlockDiffusion(CanvasMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.in_flight > 1 and (self.revise.revises or self.first == "clean"):
+        if self.in_flight > 1 and (
+            self.revise.revises or self.first == "clean" or self.cache != "none"
+        ):
             given = "first=clean" if self.first == "clean" else "a revise policy"
+            if self.cache != "none":
+                given = f"cache={self.cache}"
             raise InvalidRequest(
                 f"in_flight={self.in_flight} does not go with {given}, which wants the blocks "
                 "before it finished; set in_flight=1, or leave the other out."
@@ -120,11 +136,12 @@ class BlockDiffusion(CanvasMethod):
             )
         if self.in_flight > 1:
             context.note(f"in_flight={self.in_flight} shows blocks unfinished ones before them.")
+        self.note_cache(context)
         text = list(context.canvas or [None] * context.max_new_tokens)
         num_prompt, flight = len(context.prompt), list[_Block]()
         starts = list(range(-(num_prompt % size), len(text), size))[::-1]
         with context.sequence() as sequence:
-            passes = _Passes(context, sequence, text, size)
+            passes = _Passes(context, sequence, text, size, self.cache)
             while (starts or flight) and not context.finished:
                 while flight and flight[0].question is None:
                     del flight[0]
@@ -156,7 +173,7 @@ def _step(flight: list[_Block], passes: _Passes) -> Decoding:
     if others:
         stream = f"flight {passes.num_joint}"
         passes.num_joint += 1
-    found = yield from passes.ask(places, first.outputs, stream)
+    found = yield from passes.ask(places, first.outputs, stream, asking[0][0].window)
     by_place = {candidate.place: candidate for candidate in found}
     for order, (block, question) in enumerate(asking):
         own = [by_place[place] for place in question.places]
@@ -177,6 +194,8 @@ class _Block:
         self._options, self._context, self._text = options, context, text
         self._start, self._size = start, size
         self._is_end = Ends(context)
+        self.window = range(start, start + size)
+        """What of it is being filled; counted from the prompt's end."""
         self._questions = self._fill()
         self.question: Question | None = next(self._questions, None)
         """What it asks of the next pass; None: it is full, or the text is over."""
@@ -186,6 +205,7 @@ class _Block:
         if options.first == "clean" and start >= 0 and text[start] is None:
             yield from Denoising(context, text, range(start, start + 1), _AT_ONCE).questions()
         for window in options.windows(range(start, start + self._size)):
+            self.window = window
             places = range(max(window.start, 0), min(window.stop, len(text)))
             yield from Denoising(context, text, places, options.plan).questions()
 
@@ -213,12 +233,22 @@ class _Passes:
     """Passes over the blocks that are being filled, and over those not stored yet."""
 
     def __init__(
-        self, context: Context, sequence: Sequence, text: list[int | None], size: int
+        self,
+        context: Context,
+        sequence: Sequence,
+        text: list[int | None],
+        size: int,
+        cache: WindowCache,
     ) -> None:
         self._context = context
         self._sequence = sequence
         self._text = text
         self._size = size
+        self._cache = cache
+        self._window = range(0)
+        """The window that the last pass ran with its whole block, ..."""
+        self._behind = False
+        """... and whether what is behind it is stored before it."""
         self._stored = 0
         """Clean tokens in the cache: whole blocks."""
         self._first: Candidate | None = None
@@ -228,8 +258,8 @@ class _Passes:
         self.num_joint = 0
         """Passes over several blocks at once; each draws with other numbers."""
 
-    def ask(self, places: list[int], outputs: Outputs, stream: str | None) -> Passes:
-        """See sampling.denoising.Ask."""
+    def ask(self, places: list[int], outputs: Outputs, stream: str | None, window: range) -> Passes:
+        """See sampling.denoising.Ask; `window` is the first place's."""
         abilities, prompt = self._context.abilities, self._context.prompt
         assert abilities.mask_token is not None, "refused without one"
         shift = int(abilities.token_shift)
@@ -237,23 +267,40 @@ class _Passes:
         begin = self._stored
         if shift and self._is_stale(places[0], start):
             begin = max(start - self._size, 0)
+        # Clean blocks do not see the one behind them: where they alone are asked, they run alone.
+        last = (len(prompt) + max(places)) // self._size * self._size
+        end = min(last + self._size, abilities.context_length)
+        again = window == self._window and begin == start and self._cache != "none"
+        if again:
+            begin = max(len(prompt) + window.start - shift, start)
         told = [place for place in places if len(prompt) + place - shift >= begin]
         if not told:
             assert self._first is not None, "told in the block's first pass"
             return [self._first]
-        # Clean blocks do not see the one behind them: where they alone are asked, they run alone.
-        last = (len(prompt) + max(places)) // self._size * self._size
-        end = min(last + self._size, abilities.context_length)
         if len(prompt) + max(told) - shift < start:
             end = start
+        self._window = window if end > start else range(0)
         line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
         line += [abilities.mask_token] * (end - len(line))
+        tokens, stored = line[begin:end], begin
+        attention: Attention = Blocks(size=self._size)
+        if again:
+            attention = BIDIRECTIONAL
+            stop = min(len(prompt) + window.stop, end)
+            if self._cache == "dual" and stop < end:
+                attention = WindowLast(size=stop - begin, behind=end - stop)
+                tokens, stored = line[begin:stop], begin + end - stop
+                if not self._behind:
+                    tokens = [*line[stop:end], *tokens]
+        run_from = stored if self._behind else begin
+        self._behind = stored > begin
         result = yield from forward(
             self._sequence,
-            line[begin:end],
-            begin,
-            attention=Blocks(size=self._size),
-            rows=[len(prompt) + place - shift - begin for place in told],
+            tokens,
+            run_from,
+            attention=attention,
+            # `stored` is where the first of them that may be asked is stored.
+            rows=[stored - run_from + len(prompt) + place - shift - begin for place in told],
             outputs=outputs,
             stream=stream,
             canvas=CanvasRows(text=tuple(self._text), places=told),

@@ -24,9 +24,7 @@ What a checkpoint's authors recommend is the default on it: entropy and processe
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
@@ -38,34 +36,14 @@ from anyorder.core.forward import (
     forward,
 )
 from anyorder.core.method import Context
-from anyorder.core.request import Request
 from anyorder.core.sequence import Sequence
-from anyorder.sampling.canvas_method import CanvasMethod
+from anyorder.sampling.canvas_method import CanvasMethod, WindowCache, WindowLast
 from anyorder.sampling.denoising import Denoising, Passes, candidates
-
-Cache = Literal["none", "prefix", "dual"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedDiffusion(CanvasMethod):
     """Fill a canvas of masks in any order, seeing all of it in every pass."""
-
-    cache: Annotated[
-        Cache,
-        "what a window's passes but the first do not run again: nothing, what is before it, or all "
-        "but the window; approximate",
-    ] = "none"
-
-    @property
-    def keeps_distribution(self) -> bool:
-        """Nothing stale is looked at, and one place a step chosen blindly."""
-        return self.cache == "none" and super().keeps_distribution
-
-    def check(self, request: Request) -> None:
-        if self.cache == "dual" and request.guidance_scale != 1.0:
-            raise InvalidRequest(
-                "guidance does not go with cache=dual; use cache=prefix, or no guidance_scale."
-            )
 
     def check_length(self, num_tokens: int) -> None:
         """Windows have to divide the canvas."""
@@ -82,8 +60,7 @@ class MaskedDiffusion(CanvasMethod):
                 f"{context.abilities.name} was trained on blocks of "
                 f"{context.abilities.block_size} tokens, which masked_diffusion does not respect."
             )
-        if self.cache != "none":
-            context.note(f"cache={self.cache} shows a window the rest as it was at its first pass.")
+        self.note_cache(context)
         with context.sequence() as sequence:
             for places in self.windows(range(len(text))):
                 window = _Window(context, sequence, text, places, self.cache)
@@ -101,7 +78,7 @@ class _Window:
         sequence: Sequence,
         text: list[int | None],
         places: range,
-        cache: Cache,
+        cache: WindowCache,
     ) -> None:
         self._context = context
         self._sequence = sequence
@@ -123,7 +100,7 @@ class _Window:
         attention: Bidirectional = BIDIRECTIONAL
         if self._cache == "dual":
             behind = len(line) - end
-            attention = _WindowLast(size=end - first, behind=behind)
+            attention = WindowLast(size=end - first, behind=behind)
             tokens = line[first:end]
             start = before = first + behind
             if not self._cached:
@@ -146,18 +123,3 @@ class _Window:
             noise=text.count(None) / len(text),
         )
         return candidates(places, result)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WindowLast(Bidirectional):
-    """A window that runs behind what follows it in the text, or alone, at its own positions: what
-    is stored before it stays when it runs again."""
-
-    size: int
-    behind: int
-    """Tokens that follow it in the text."""
-
-    def depths(self, num_tokens: int) -> Seq[int]:
-        before = num_tokens - self.size - self.behind
-        others = [*range(before), *range(before + self.size, num_tokens)] if before >= 0 else []
-        return [*others, *range(before, before + self.size)]

@@ -9,7 +9,8 @@ of them. There is no mask; every pass sees the whole canvas.
 and b after the step, p(y) what the network tells, r(y) = b p(y) + (1 - b) / V, and the token z that
 stands: y is next with a weight of r(y) times (1 - a / b) / V, and a / b more for y = z. So z stays
 by chance, and otherwise is drawn from r: from the network with probability b, else any token. At
-temperature 1 that samples the network's own distribution as `steps` grow.
+temperature 1 that samples the network's own distribution as `steps` grow. D3PM's sampler and SEDD's
+analytic one (Tweedie's formula, arXiv 2310.16834) both have these chances, given p.
 
 `sampler=renoise` draws all places from the network in every step; those that the commit policy
 chooses stand until the next pass, the others become random tokens again (DiffusionGemma, with the
@@ -64,7 +65,8 @@ class UniformDiffusion(Method):
 
     sampler: Annotated[
         Literal["ancestral", "renoise"],
-        "ancestral: undo the noise as it was made; renoise: keep what the commit policy chooses",
+        "ancestral: undo the noise as it was made (D3PM; SEDD's analytic); renoise: keep what "
+        "the commit policy chooses",
     ] = "ancestral"
     steps: Annotated[int, Range(1), "denoising steps"] = 64
     schedule: Annotated[Schedule, "which share of the canvas is noise after which steps"] = "linear"

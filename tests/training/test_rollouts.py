@@ -18,7 +18,7 @@ from anyorder.core.method import Abilities
 from anyorder.core.request import Request
 from anyorder.model.config import LayerConfig, Rope
 from anyorder.model.transformer import Transformer
-from anyorder.training.rollouts import generate
+from anyorder.training.rollouts import ContiguousCache, generate
 
 MODEL = tiny_model()
 PROMPTS = [words(1, 5), words(2, 9), words(1, 5), words(3, 1), words(4, 9)]
@@ -121,3 +121,21 @@ def test_the_last_token_may_fill_the_context() -> None:
     with pytest.raises(UserError, match="a prompt has at least one"):
         roll([[1], []])
     assert roll([]) == []
+
+
+def test_texts_are_spread_where_they_lie() -> None:
+    """Kernels keep the addresses of a pool's pages."""
+    cache = ContiguousCache(tiny_model().network, num_texts=3, capacity=4)
+    for layer in range(2):
+        for number, stored in enumerate(cache.pages(layer)):
+            stored += torch.arange(3).view(3, 1, 1, 1) + 10 * number
+    before = [stored.data_ptr() for layer in range(2) for stored in cache.pages(layer)]
+    cache.spread([1, 0, 1])
+    assert before == [stored.data_ptr() for layer in range(2) for stored in cache.pages(layer)]
+    for layer in range(2):
+        keys, values = cache.pages(layer)
+        assert keys[:, 0, 0, 0].tolist() == [1, 0, 1] and values[:, -1, 0, -1].tolist() == [
+            11,
+            10,
+            11,
+        ]

@@ -108,7 +108,8 @@ class KeyValuePool(Protocol):
         """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values of one layer, [pages, page_size, G, D] without gaps."""
+        """All keys and values of one layer, [pages, page_size, G, D] without gaps. They stay where
+        they are in memory as long as the pool is: kernels keep their addresses."""
 
 
 class Network(Protocol):

@@ -65,9 +65,11 @@ class ContiguousCache:
         return keys, values
 
     def spread(self, sources: Seq[int]) -> None:
-        """Text r becomes a copy of what text sources[r] is now."""
+        """Text r becomes a copy of what text sources[r] is now, one of each."""
         index = torch.tensor(sources, device=self._layers[0][0].device)
-        self._layers = [[stored[index] for stored in pair] for pair in self._layers]
+        for pair in self._layers:
+            for stored in pair:
+                stored.copy_(stored[index])
 
 
 @torch.no_grad()
@@ -97,7 +99,7 @@ def generate(
         )
     places: dict[tuple[int, ...], int] = {}
     sources = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    cache = ContiguousCache(network, num_texts=len(places), capacity=longest + max_new_tokens)
+    cache = ContiguousCache(network, num_texts=len(prompts), capacity=longest + max_new_tokens)
     hidden_PW = _prefill(network, cache, list(places))
     cache.spread(sources)
     device = network.device

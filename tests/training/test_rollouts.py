@@ -61,6 +61,19 @@ def test_positions_are_right_in_every_kind_of_attention(change: str) -> None:
     assert found == [greedy_without_cache(network, prompt, ends) for prompt in PROMPTS]
 
 
+def test_the_kernels_write_the_same_texts() -> None:
+    """Networks of a size that the compiled layers take, in float32; equal prompts run once."""
+    layer = LayerConfig(rope=Rope(width=32), attention_scale=32**-0.5)
+    changes: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 1, "head_width": 32, "width": 64}
+    config = tiny_config(**changes, layers=(layer, layer), mlp_width=64)
+    network = Transformer.random(config, seed=3, dtype=torch.float32)
+    prompts = PROMPTS * 3
+    rng = torch.Generator()
+    found = generate(network, MODEL.abilities, prompts, max_new_tokens=12, temperature=0.0, rng=rng)
+    ends = set(MODEL.abilities.end_tokens)
+    assert found == [greedy_without_cache(network, prompt, ends) for prompt in PROMPTS] * 3
+
+
 def test_greedy_texts_are_the_engines() -> None:
     engine = tiny_engine()
     for prompt, text in zip(PROMPTS, roll(PROMPTS), strict=True):

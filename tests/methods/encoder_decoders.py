@@ -17,22 +17,20 @@ from anyorder.model.loaded import LoadedModel, abilities_of
 MASK, START = 60, 1
 
 
-def random_network(
-    config: ModelConfig, cls: type[EncoderDecoder] = EncoderDecoder
-) -> EncoderDecoder:
-    """Weights large enough that its masks become different tokens."""
+def mask_filler(
+    config: ModelConfig,
+    cls: type[EncoderDecoder] = EncoderDecoder,
+    *,
+    mask: int = MASK,
+    ends: bool = False,
+) -> LoadedModel:
+    """A random network that fills in masks, its weights large enough that they become different
+    tokens; `ends`: there is a token that ends a text."""
     network = cls.random(config, seed=0, dtype=torch.float64, spread=0.4)
     network.embedding.weight.mul_(4.0)
     for layer in network.layers:
         layer.cross.out.weight.mul_(3.0)
         layer.attention.out.weight.mul_(6.0)
-    return network
-
-
-def filling(
-    network: EncoderDecoder, config: ModelConfig, *, mask: int = MASK, ends: bool = False
-) -> LoadedModel:
-    """A network that fills in masks; `ends`: there is a token that ends a text."""
     abilities = dataclasses.replace(
         abilities_of("tiny", config, None),
         end_tokens=frozenset({END} if ends else ()),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tests.methods.encoder_decoders import filling, random_network
+from tests.methods.encoder_decoders import mask_filler
 from tests.model.test_calm import SIZES
 from tests.model.test_calm import fields as calm_fields
 from tests.tiny import CONTEXT, tiny_config, tiny_encoder_decoder_config
@@ -183,7 +183,8 @@ def one_pass(*, linked: bool, known: bool) -> LoadedModel:
         tied_embeddings=False,
     )
     cls = KnownPlaces if known else EncoderDecoder
-    network = random_network(config, cls)
+    model = mask_filler(config, cls, mask=MASK)
+    network: Any = model.network
     if not linked:
         network.head.weight[MASK] *= 2.0  # blanks are common
     if known:
@@ -192,7 +193,7 @@ def one_pass(*, linked: bool, known: bool) -> LoadedModel:
         network.head.weight[:, 1] = torch.full((VOCABULARY,), -60.0).index_fill(
             0, torch.tensor(MASK), 0.0
         )
-    return dataclasses.replace(filling(network, config, mask=MASK), tokenizer=tokenizer())
+    return dataclasses.replace(model, tokenizer=tokenizer())
 
 
 def network_for(method: str, kind: Kind = "known") -> LoadedModel | None:

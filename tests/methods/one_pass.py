@@ -10,9 +10,8 @@ from tests.methods.encoder_decoders import (
     MASK,
     START,
     encode,
-    filling,
     hidden,
-    random_network,
+    mask_filler,
 )
 from tests.tiny import (
     assert_no_page_is_lost,
@@ -37,10 +36,11 @@ def one_pass_model(*, linked: bool, ends: bool = False) -> LoadedModel:
         link_heads=4 if linked else 0,
         tied_embeddings=False,
     )
-    network = random_network(config)
+    model = mask_filler(config, ends=ends)
+    network: Any = model.network
     if not linked:
         network.head.weight[MASK] *= 2.0  # blanks are common
-    return filling(network, config, ends=ends)
+    return model
 
 
 def dense_hidden(network: Any, tokens: list[int]) -> torch.Tensor:

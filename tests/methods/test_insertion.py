@@ -14,9 +14,8 @@ from tests.methods.encoder_decoders import (
     MASK,
     START,
     encode,
-    filling,
     hidden,
-    random_network,
+    mask_filler,
     source,
 )
 from tests.tiny import (
@@ -48,13 +47,14 @@ def editor(
     config = tiny_encoder_decoder_config(
         text_rules=rules, insertion_classes=COUNTS, tied_embeddings=False
     )
-    network = random_network(config)
+    model = mask_filler(config, ends=ends)
+    network: Any = model.network
     generator = torch.Generator().manual_seed(1)
     for parameter in network.edit_head.parameters():
         parameter.normal_(0.0, 0.25, generator=generator)
     network.edit_head.insertion.bias.copy_(torch.tensor([nothing, 1.5, 1.0, 0.5, 0.0, 0.0]))
     network.edit_head.deletion.bias.fill_(0.0)
-    return filling(network, config, ends=ends)
+    return model
 
 
 def generate(tokens: list[int], engine: Engine | None = None, **fields: Any) -> Completion:

@@ -13,9 +13,8 @@ from tests.methods.encoder_decoders import (
     MASK,
     START,
     encode,
-    filling,
     hidden,
-    random_network,
+    mask_filler,
     source,
 )
 from tests.tiny import (
@@ -40,8 +39,7 @@ def translator(*, ends: bool = False, banned: tuple[int, int] | None = None) -> 
     config = tiny_encoder_decoder_config(
         text_rules=rules, length_classes=NUM_LENGTHS, tied_embeddings=False
     )
-    network = random_network(config)
-    return filling(network, config, ends=ends)
+    return mask_filler(config, ends=ends)
 
 
 def generate(tokens: list[int], engine: Engine | None = None, **fields: Any) -> Completion:

@@ -36,27 +36,29 @@ struct Rotation {
     int64_t width;
 };
 
-// Inputs of a quantised matrix, one row: values [width], for each 32 of them a scale, and their sum
-// (with weights of 8 bits, -128 times).
+// Inputs of a quantised matrix, one row: values [width], for each 32 of them a scale, and their sum:
+// scaled, for weights of 4 bits, or -128 times, for those of 8.
 struct QuantizedRow {
     int8_t* values;
     float *scales, *sums;
+    int32_t* offsets;
 };
 
 class QuantizedRows {
   public:
     QuantizedRows(int64_t num_rows, int64_t width)
         : width_(width), values_(num_rows * width), scales_(num_rows * width / 32),
-          sums_(num_rows * width / 32) {}
+          sums_(num_rows * width / 32), offsets_(num_rows * width / 32) {}
     QuantizedRow operator[](int64_t n) {
         return {values_.data() + n * width_, scales_.data() + n * width_ / 32,
-                sums_.data() + n * width_ / 32};
+                sums_.data() + n * width_ / 32, offsets_.data() + n * width_ / 32};
     }
 
   private:
     int64_t width_;
     std::vector<int8_t> values_;
     std::vector<float> scales_, sums_;
+    std::vector<int32_t> offsets_;
 };
 
 struct Pass {

@@ -6,7 +6,9 @@
 //   zero, total        of floats; their total in a fixed order
 //   totals             of LANES registers: lane i is the total of register i, bit for bit
 //   exponential        e^x of each float, to 2 units in the last place; 0 below -87
-//   Step<T>            how products are summed: Values, COUNT of them, load, add(sums, a, b)
+//   Step<T>            how products are summed: Values, COUNT of them, load, add(sums, a, b); the same
+//                      bits as floats (`floats`, `of`), and one such float in every lane (`repeat`)
+//   transpose          of LANES registers: lane j of register i becomes lane i of register j
 //   Wide<T>            load and store of LANES values as floats
 //   MOST_ROWS          input rows of a tile; 4 * MOST_ROWS sums must fit into the registers
 
@@ -17,8 +19,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace anyorder {
+
+template <int N>
+using Count = std::integral_constant<int, N>;
 
 struct bf16 {
     uint16_t bits;
@@ -65,6 +71,21 @@ static inline Sums totals(const Sums* sums) {
     for (int i = 0; i < LANES; i++) each[i] = total(sums[i]);
     return _mm256_loadu_ps(each);
 }
+static inline void transpose(Sums* rows) {
+    Sums parts[LANES];  // [i + j]: in half q column 4 q + j of rows i to i + 3
+    for (int i = 0; i < LANES; i += 4) {
+        const Sums a = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        const Sums b = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        const Sums c = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]);
+        const Sums d = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+        parts[i] = _mm256_shuffle_ps(a, c, 0x44), parts[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+        parts[i + 2] = _mm256_shuffle_ps(b, d, 0x44), parts[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+    for (int j = 0; j < 4; j++) {
+        rows[j] = _mm256_permute2f128_ps(parts[j], parts[4 + j], 0x20);
+        rows[4 + j] = _mm256_permute2f128_ps(parts[j], parts[4 + j], 0x31);
+    }
+}
 static inline Sums exponential(Sums x) {
     const Sums limited = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)),
                                        _mm256_set1_ps(88.0f));
@@ -84,6 +105,9 @@ struct Step<float> {
     using Values = __m256;
     static constexpr int COUNT = 8;
     static inline Values load(const float* from) { return _mm256_loadu_ps(from); }
+    static inline Sums floats(Values values) { return values; }
+    static inline Values of(Sums floats) { return floats; }
+    static inline Values repeat(const float* from) { return _mm256_broadcast_ss(from); }
     static inline Sums add(Sums sums, Values a, Values b) { return _mm256_fmadd_ps(a, b, sums); }
 };
 template <>
@@ -135,6 +159,27 @@ static inline Sums totals(const Sums* sums) {  // lanes are paired as in `total`
     return _mm512_add_ps(_mm512_shuffle_ps(eight[0], eight[1], 0x88),
                          _mm512_shuffle_ps(eight[0], eight[1], 0xdd));
 }
+static inline void transpose(Sums* rows) {
+    Sums parts[LANES];  // [i + j]: in quarter q column 4 q + j of rows i to i + 3
+    for (int i = 0; i < LANES; i += 4) {
+        const Sums a = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+        const Sums b = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+        const Sums c = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]);
+        const Sums d = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
+        parts[i] = _mm512_shuffle_ps(a, c, 0x44), parts[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        parts[i + 2] = _mm512_shuffle_ps(b, d, 0x44), parts[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int j = 0; j < 4; j++) {
+        const Sums even_low = _mm512_shuffle_f32x4(parts[j], parts[4 + j], 0x88);
+        const Sums odd_low = _mm512_shuffle_f32x4(parts[j], parts[4 + j], 0xdd);
+        const Sums even_high = _mm512_shuffle_f32x4(parts[8 + j], parts[12 + j], 0x88);
+        const Sums odd_high = _mm512_shuffle_f32x4(parts[8 + j], parts[12 + j], 0xdd);
+        rows[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        rows[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        rows[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+        rows[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+}
 static inline Sums exponential(Sums x) {
     const Sums limited = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)),
                                        _mm512_set1_ps(88.0f));
@@ -152,6 +197,9 @@ struct Step<float> {
     using Values = __m512;
     static constexpr int COUNT = 16;
     static inline Values load(const float* from) { return _mm512_loadu_ps(from); }
+    static inline Sums floats(Values values) { return values; }
+    static inline Values of(Sums floats) { return floats; }
+    static inline Values repeat(const float* from) { return _mm512_set1_ps(*from); }
     static inline Sums add(Sums sums, Values a, Values b) { return _mm512_fmadd_ps(a, b, sums); }
 };
 template <>
@@ -189,7 +237,7 @@ struct Step<bf16> : Step<float> {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
 namespace avx512_vnni {
 using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Step, avx512::Sums;
-using avx512::total, avx512::totals, avx512::Wide, avx512::zero;
+using avx512::total, avx512::totals, avx512::transpose, avx512::Wide, avx512::zero;
 #include "quantized.inc"
 #include "linear.inc"
 #include "layers.inc"
@@ -200,13 +248,16 @@ using avx512::total, avx512::totals, avx512::Wide, avx512::zero;
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,f16c")
 namespace avx512_bf16 {
 using avx512::exponential, avx512::LANES, avx512::MOST_ROWS, avx512::Sums, avx512::total, avx512::totals;
-using avx512::Wide, avx512::zero;
+using avx512::transpose, avx512::Wide, avx512::zero;
 template <class T>
 struct Step : avx512::Step<T> {};
 template <>
 struct Step<bf16> {
     using Values = __m512bh;
     static constexpr int COUNT = 32;
+    static inline Sums floats(Values values) { return reinterpret_cast<Sums>(values); }
+    static inline Values of(Sums floats) { return reinterpret_cast<Values>(floats); }
+    static inline Values repeat(const float* from) { return of(_mm512_set1_ps(*from)); }
     static inline Values load(const bf16* from) {
         return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ def test_three_of_them_side_by_side(run: Run, tmp_path: Path) -> None:
     answers = run("compare", *compared(), "--json", "--html", str(page)).json["answers"]
     told = run("compare", *compared()).out
     html = page.read_text("utf-8")
-    assert html.count("<svg ") == len(SIDES)
+    assert html.count("<svg ") == len(SIDES) == html.count('<p class="board"')
+    boards = json.loads(html.partition("const boards = ")[2].partition(";\n")[0])
+    stood = {text for _, place, text in boards[1]["history"] if text and place < LENGTH}
+    assert stood - {text for text, *_ in boards[1]["final"]}, "insertion took some out again"
     for (method, kind), answer in zip(SIDES.items(), answers, strict=True):
         request = Request(prompt=PROMPT, method=method, max_new_tokens=LENGTH, seed=3)
         alone = Engine(model(kind)).generate(request)

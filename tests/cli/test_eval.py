@@ -106,6 +106,20 @@ def test_likelihood_is_the_engines_score(run: Run, model: str, recipe: str) -> N
     assert "validation part" in data["notes"][0]
 
 
+def test_a_cache_of_8_bits_is_a_row_more(run: Run, model: str, recipe: str) -> None:
+    flags = ("eval", model, "--data", recipe, "--length", "200", "--json")
+    (exact, rounded) = run(*flags, "--cache-dtype", "int8").json["rows"]
+    assert run(*flags).json["rows"][0].items() <= exact.items()
+    assert rounded["model"] == f"{exact['model']} (int8 cache)"
+    score = anyorder.Engine(model, cache_dtype="int8").score
+    encoder = Encoder.of(Tokenizer.from_folder(Path(model)))
+    texts = [encoder.encode(Document(text=text))[0] for text in TEXTS["Emma"]]
+    logprobs = [logprob for tokens in texts for logprob in score(tokens).logprobs]
+    expected = math.exp(-sum(logprobs) / len(logprobs))
+    assert rounded["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert run(*flags, "--cache-dtype", "int4").code == 2
+
+
 def test_models_are_compared(run: Run, model: str, other: str, recipe: str, tmp_path: Path) -> None:
     masked = diffusion(model, tmp_path / "masked")
     uniform = diffusion(model, tmp_path / "uniform", mask_token=None)

@@ -160,6 +160,9 @@ def test_dtype_and_cache_tokens(generate: Run) -> None:
     assert generate("The", "--dtype", "bfloat16", "--cache-tokens", "64").code == 0
     outcome = generate("The", "--cache-tokens", "16", "--max-new-tokens", "40")
     assert outcome.code == 2 and "cache" in outcome.err
+    assert generate("The", "--cache-dtype", "int8").code == 0
+    outcome = generate("The", "--cache-dtype", "int4")
+    assert outcome.code == 2 and "cache_dtype must be int8, got 'int4'" in outcome.err
 
 
 def test_draft_is_loaded_beside_the_target(generate: Run, model: str) -> None:

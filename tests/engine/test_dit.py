@@ -26,7 +26,11 @@ TENSORS = dit_twin.weights()
 
 
 def engine(folder: Path, **fields: Any) -> Engine:
-    config, source = open_folder(dit_twin.save(folder, TENSORS, **fields))
+    return opened(dit_twin.save(folder, TENSORS, **fields))
+
+
+def opened(folder: Path) -> Engine:
+    config, source = open_folder(folder)
     network = load_network(config, source, dtype=torch.float32)
     model = LoadedModel(network=network, abilities=abilities_of("dit", config, None))
     return Engine(model, cache_tokens=512)
@@ -129,6 +133,51 @@ def test_bd3lm(block_size: int, tmp_path: Path) -> None:
     assert ours.tokens == text[len(PROMPT) :]
     assert ours.report.num_forward_passes == LENGTH
     assert generate(model, method="block_diffusion", temperature=1.0).report.exact
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("schedule", [{}, {"schedule": "linear"}])
+def test_sedd_with_uniform_noise(
+    schedule: dict[str, str], temperature: float, tmp_path: Path
+) -> None:
+    """What the twin's ratios say of the clean tokens in the last step; its level of noise is the
+    geometric schedule's, unless told otherwise."""
+    folder = dit_twin.save_sedd(tmp_path, TENSORS, graph="uniform", noise="geometric")
+    model = opened(folder)
+    steps = 2
+    options = {"sampler": "renoise", "steps": steps, "commit": "confidence", **schedule}
+    common: dict[str, Any] = {"method": "uniform_diffusion", "options": options, "logprobs": 3}
+    completion = generate(model, **common, history=True, temperature=temperature)
+    shown: dict[int, list[int | None]] = {}
+    board: list[int | None] = [None] * LENGTH
+    for entry in completion.choices[0].history:
+        board[entry.place] = entry.token
+        shown[entry.step] = list(board)
+    *_, before, last = [shown[step] for step in sorted(shown)]
+    level = math.log(2) if schedule else math.sqrt(20 * 1e-4)
+    share = 1 - math.exp(-level)
+    tokens = [*PROMPT, *(token for token in before if token is not None)]
+    scores = dit_twin.logits(TENSORS, tokens, sigma=level).exp()
+    scores[range(len(tokens)), tokens] = 1.0
+    noisy = scores / scores.sum(-1, keepdim=True)
+    clean = ((noisy - share / VOCABULARY) / (1 - share)).clamp(min=0)[len(PROMPT) :]
+    clean = clean / clean.sum(-1, keepdim=True)
+    if not temperature:
+        assert clean.argmax(-1).tolist() == completion.tokens
+    told = clean[range(LENGTH), completion.tokens].log()
+    assert completion.logprobs == pytest.approx(told.tolist(), abs=1e-4)
+    for entry, row in zip(completion.trace, clean, strict=True):
+        assert [token for token, _ in entry.alternatives] == row.topk(3).indices.tolist()
+    assert completion.tokens == last
+
+
+def test_sedd_with_uniform_noise_decodes_as_its_authors_do(tmp_path: Path) -> None:
+    folder = dit_twin.save_sedd(tmp_path, TENSORS, graph="uniform", noise="loglinear")
+    model = opened(folder)
+    with pytest.raises(UnsupportedMethod, match="mask token"):
+        generate(model, method="masked_diffusion")
+    completion = generate(model, method="uniform_diffusion", max_new_tokens=2, temperature=1.0)
+    assert completion.report.num_forward_passes == 1024
 
 
 def test_udlm(tmp_path: Path) -> None:

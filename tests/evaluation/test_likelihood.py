@@ -108,6 +108,8 @@ def test_what_a_model_can_do_says_how_its_likelihood_is_told() -> None:
         trained_with(replace(abilities, attention=frozenset({"causal", "bidirectional"})))
     with pytest.raises(UserError, match="measure it with --task translation"):
         trained_with(replace(both_ways, source_length=9))
+    with pytest.raises(UserError, match="tells ratios of probabilities"):
+        trained_with(replace(both_ways, mask_token=None, tells_ratios=True))
 
 
 def test_progress_is_told_over_all_draws() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from anyorder.core.request import Choice, Completion, Report, TraceEntry
+from anyorder.core.request import Choice, Completion, Preview, Report, TraceEntry
 from anyorder.evaluation.pictures import WIDTH, trace_svg
 from anyorder.evaluation.replay import replay_html
 from anyorder.evaluation.svg import cells, clean, probability_color, shorten
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "</text><script>alert(1)</script>&\"'<b onload=x>]]>\x00\x1b\ud800\u202e"
 
@@ -158,3 +162,77 @@ def test_clean_cells_shorten() -> None:
     assert clean("a\x00\nb") == "a\ufffd\ufffdb"
     assert [cells("ab"), cells("漢"), cells("e\u0301")] == [2, 2, 1]
     assert [shorten(text, 4) for text in ("abcdef", "abcd", "漢字漢")] == ["abc…", "abcd", "漢…"]
+
+
+def test_boards_tell_what_stood_before() -> None:
+    """A token that came later, one that was replaced, one that was taken out, and a fixed one."""
+    words = [("a", 0, 1.0), ("b\\n", 3, 0.5), ("c", 1, 0.5)]
+    answer = completion(words)
+    history = tuple(
+        Preview(step=step, place=place, token=token, text=text)
+        for step, place, token, text in [(1, 1, 7, "x"), (1, 3, 7, "</p>"), (2, 3, None, "")]
+    )
+    choice = dataclasses.replace(answer.choices[0], history=history)
+    page = replay_html([dataclasses.replace(answer, choices=(choice,))], models=["m"], prompt="p")
+    data = json.loads(page.partition("const boards = ")[2].partition(";\n")[0])
+    assert data == [
+        {
+            "final": [
+                ["a", 0, "", 0],
+                ["b\n", 3, probability_color(1.0), 3],
+                ["c", 1, probability_color(0.0), 1],
+            ],
+            "history": [[1, 1, "x"], [1, 3, "</p>"], [2, 3, None]],
+        }
+    ]
+    assert "</p>" not in page.partition("const boards = ")[2].partition(";\n")[0]
+    colours = [probability_color(1.0), probability_color(0.0)]
+    lines = page.partition('<p class="board" data-board="0">')[2].partition("</p>")[0]
+    assert [part.partition('"')[0] for part in lines.split("color:")[1:]] == ["inherit", *colours]
+
+
+def test_boards_of_every_choice_are_found_by_their_number() -> None:
+    answers = [completion([("a", 1, 0.5)], [("b", 1, 0.5)]), completion([("PICTURES", 1, 0.5)])]
+    page = replay_html(answers, models=["m", "n"], prompt="")
+    numbers = [
+        attributes["data-board"] for _, attributes in tags(page) if "data-board" in attributes
+    ]
+    assert numbers == ["0", "1", "2"]
+    data = json.loads(page.partition("const boards = ")[2].partition(";\n")[0])
+    assert [board["final"][0][0] for board in data] == ["a", "b", "PICTURES"]
+
+
+def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    found = Tags()
+    found.feed(page)
+    return found.found
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; `apt-get install chromium`")
+def test_boards_in_a_browser() -> None:
+    """Pass by pass, as the slider has it."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    answer = completion([("a", 1, 0.5), ("b", 3, 0.5)])
+    history = tuple(
+        Preview(step=step, place=place, token=token, text=text)
+        for step, place, token, text in [(1, 1, 7, "x"), (1, 2, 7, "y"), (2, 2, None, "")]
+    )
+    choice = dataclasses.replace(answer.choices[0], history=history)
+    page_text = replay_html(
+        [dataclasses.replace(answer, choices=(choice,))], models=["m"], prompt="p"
+    )
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_content(page_text)
+        shown = []
+        for number in range(4):
+            page.evaluate(
+                "n => { const s = document.getElementById('pass'); s.value = n;"
+                " s.dispatchEvent(new Event('input')); }",
+                number,
+            )
+            shown.append(page.inner_text("p.board"))
+        browser.close()
+    assert shown == ["▁▁", "axy", "ax", "ab"]

@@ -118,5 +118,8 @@ def test_each_step_is_told_and_seeds_decide() -> None:
     for seed in (1, 2, 1):
         completion = generate(seed=seed, history=True, canvas=[None] * 3, max_new_tokens=None)
         assert len(completion.choices[0].history) == 10 * LENGTH
+        last = {entry.place: entry.step for entry in completion.choices[0].history}
+        steps = [entry.step for entry in completion.choices[0].trace]
+        assert steps == [last[place] for place in range(LENGTH)] and len(set(steps)) == LENGTH
         texts.append([(entry.place, entry.token) for entry in completion.choices[0].history])
     assert texts[0] == texts[2] != texts[1]

@@ -139,6 +139,17 @@ def test_the_history_tells_of_every_pass() -> None:
     assert num_shorter
 
 
+def test_the_trace_names_the_pass_that_predicted_a_token_last() -> None:
+    """The one behind the last in which its place was opened again."""
+    found = generate(source(1), history=True, options={"lengths": 1, "iterations": 6}).choices[0]
+    first = min(entry.step for entry in found.history)
+    opened = dict.fromkeys(range(len(found.trace)), first - 1)
+    opened |= {entry.place: entry.step for entry in found.history if entry.token is None}
+    steps = [entry.step for entry in found.trace]
+    assert steps == [opened[place] + 1 for place in range(len(steps))]
+    assert len(set(steps)) > 2
+
+
 def _check_history(choice: Choice) -> bool:
     """Was a longer text ahead for a while?"""
     board: dict[int, int | None] = {}

@@ -125,26 +125,30 @@ class OneWayPrompt:
         (group,) = batch.groups
         assert group.visible_RQK is not None
         visible = group.visible_RQK.clone()
-        visible[:, : self.length] = torch.ones(visible.shape[1:], dtype=torch.bool).tril()[
-            : self.length
-        ]
+        first = group.query_positions_RQ[0] < self.length
+        earlier_RQK = group.key_positions_RK[:, None] <= group.query_positions_RQ[:, :, None]
+        visible[:, first] = earlier_RQK[:, first, -visible.shape[2] :]
         changed = dataclasses.replace(group, visible_RQK=visible)
         hidden_NW = self.base.hidden(dataclasses.replace(batch, groups=(changed,)), pool)
         return hidden_NW  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "extra", [{}, {"temperature": 0.0, "repetition_penalty": 1.5}, {"no_repeat_ngram": 2}]
-)
-def test_one_span_is_masked_diffusion_of_its_place(extra: dict[str, Any]) -> None:
+@pytest.mark.parametrize("extra", [{}, {"repetition_penalty": 1.5}, {"no_repeat_ngram": 2}])
+@pytest.mark.parametrize("method", ["masked_diffusion", "block_diffusion"])
+def test_one_span_is_other_methods_canvas(method: str, extra: dict[str, Any]) -> None:
+    """And the block of block diffusion, which caches what was before it as plans do."""
     model = tiny_model(3, ends=False)
+    length = 20
+    size = length + 2  # with its tags; the prompt is a block of it too
     abilities = dataclasses.replace(
         model.abilities,
         attention=frozenset({"causal", "bidirectional"}),
         mask_token=MASK,
         plan_tokens=TAGS,
+        block_size=size,
     )
-    prompt = ids("abkc<d2>")
+    prompt = ids("abk" * 6 + "<d2>")
+    assert len(prompt) == size
     for commit in (
         {"name": "confidence"},
         {"name": "threshold", "level": 0.2},
@@ -154,26 +158,29 @@ def test_one_span_is_masked_diffusion_of_its_place(extra: dict[str, Any]) -> Non
             Request(
                 prompt=prompt,
                 method="planned_diffusion",
-                max_new_tokens=22,
+                max_new_tokens=size,
                 options={"commit": commit, "keep_tags": True},
                 logit_bias={TAGS.sync: 100.0},
                 **extra,
             )
         )
         network: Any = OneWayPrompt(model.network, len(prompt))
-        masked = tiny_engine(model=LoadedModel(network=network, abilities=abilities)).generate(
+        other = tiny_engine(model=LoadedModel(network=network, abilities=abilities)).generate(
             Request(
                 prompt=prompt,
-                method="masked_diffusion",
-                canvas=[TAGS.span, *[None] * 20, TAGS.span_end],
+                method=method,
+                canvas=[TAGS.span, *[None] * length, TAGS.span_end],
                 options={"commit": commit},
                 logit_bias={t: -math.inf for t in LETTERS_OF_TAGS if t != TAGS.pad},
                 **extra,
             )
         )
         assert planned.tokens[0] == TAGS.span and len(set(planned.tokens)) > 3
-        assert planned.tokens == masked.tokens
-        assert planned.logprobs == pytest.approx(masked.logprobs)
+        assert planned.tokens == other.tokens
+        assert planned.logprobs == pytest.approx(other.logprobs)
+        # The plan's own pass beside, in which the sync was drawn.
+        steps = [entry.step - 1 for entry in planned.trace if entry.token not in LETTERS_OF_TAGS]
+        assert steps == [e.step for e in other.trace if e.token not in LETTERS_OF_TAGS]
 
 
 def test_guided_plans_do_not_depend_on_company() -> None:

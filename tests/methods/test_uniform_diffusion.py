@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_eng
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UserError
+from anyorder.core.forward import MOST_NOISE
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
 from anyorder.model.loaded import LoadedModel
@@ -74,27 +76,41 @@ def test_sedds_analytic_sampler_takes_the_same_steps(before: float, after: float
         torch.testing.assert_close(reverse_step(text, before, after), expected)
 
 
-def chain(steps: int) -> torch.Tensor:
+Step = Callable[[tuple[int, ...], float, float], torch.Tensor]
+
+
+def chain(steps: int, step: Step = reverse_step) -> torch.Tensor:
     """The distribution after so many steps, enumerated."""
     state = torch.full((3,) * LENGTH, 1 / 27, dtype=torch.float64)
     for number in range(steps):
-        before, after = 1 - number / steps, 1 - (number + 1) / steps
+        before, after = min(1 - number / steps, MOST_NOISE), 1 - (number + 1) / steps
         state = sum(
-            (state[text] * reverse_step(text, before, after) for text in TEXTS),
+            (state[text] * step(text, before, after) for text in TEXTS),
             torch.zeros_like(state),
         )
     return state
 
 
-def sample(steps: int, **fields: Any) -> list[list[int]]:
+def sample(
+    steps: int,
+    says: Callable[[tuple[int, ...], float], torch.Tensor] = clean_given_others,
+    *,
+    tells_ratios: bool = False,
+    **fields: Any,
+) -> list[list[int]]:
     """Texts of an engine whose network knows the level of noise: all runs go in step."""
     found: list[list[int]] = []
     for seed in range(2):
         model = enumerated_model(
-            lambda canvas, number: clean_given_others(canvas, 1 - number / steps).float(),
+            lambda canvas, number: says(canvas, min(1 - number / steps, MOST_NOISE)).float(),
             masks=False,
         )
-        engine = Engine(model, cache_tokens=8192, max_batch_tokens=4096)
+        abilities = dataclasses.replace(model.abilities, tells_ratios=tells_ratios)
+        engine = Engine(
+            dataclasses.replace(model, abilities=abilities),
+            cache_tokens=8192,
+            max_batch_tokens=4096,
+        )
         request = Request(
             **{
                 "prompt": [0],
@@ -124,6 +140,22 @@ def test_texts_are_draws_from_the_chain(steps: int) -> None:
     texts = sample(steps)
     assert abs(chi_square(texts, chain(steps))) < 3
     assert chi_square(texts, torch.full_like(JOINT, 1 / 27)) > 8
+
+
+def test_ratios_give_the_same_texts() -> None:
+    """A network that tells how much likelier noisy tokens are than those that stand (SEDD), by
+    steps as its paper writes them."""
+
+    def ratios(canvas: tuple[int, ...], level: float) -> torch.Tensor:
+        noisy = (1 - level) * clean_given_others(canvas, level).exp() + level / 3
+        told = (noisy / noisy[range(LENGTH), canvas][:, None]).log()
+        told[range(LENGTH), canvas] = 5.0  # not looked at
+        return told
+
+    texts = sample(4, ratios, tells_ratios=True)
+    assert abs(chi_square(texts, chain(4, analytic_step))) < 3
+    assert chi_square(texts, chain(1, analytic_step)) > 8
+    assert chi_square(sample(4, ratios), chain(4, analytic_step)) > 8
 
 
 def test_texts_become_draws_from_the_joint() -> None:

@@ -73,8 +73,16 @@ def weights(*, seed: int = 0, adaptive: bool = True) -> Weights:
     return made
 
 
-def save_sedd(folder: Path, tensors: Weights, *, graph: str = "absorb") -> Path:
-    """A checkpoint folder as SEDD's authors lay it out."""
+def save_sedd(
+    folder: Path,
+    tensors: Weights,
+    *,
+    graph: str = "absorb",
+    noise: str = "loglinear",
+    scaled: bool | None = None,
+) -> Path:
+    """A checkpoint folder as SEDD's authors lay it out; uniform noise has no token of its own."""
+    absorbs = graph == "absorb"
     save_file(
         {name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors"
     )
@@ -82,10 +90,14 @@ def save_sedd(folder: Path, tensors: Weights, *, graph: str = "absorb") -> Path:
     same = ("cond_dim", "n_blocks", "n_heads")
     model = {name: FIELDS[names.get(name, name)] for name in (*names, *same)}
     fields = {
-        "tokens": VOCABULARY - 1,
+        "tokens": VOCABULARY - absorbs,
         "graph": {"type": graph, "report_all": False},
-        "noise": {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20},
-        "model": {"name": "small", "scale_by_sigma": True, **model},
+        "noise": {"type": noise, "sigma_min": 1e-4, "sigma_max": 20},
+        "model": {
+            "name": "small",
+            "scale_by_sigma": absorbs if scaled is None else scaled,
+            **model,
+        },
     }
     (folder / "config.json").write_text(json.dumps(fields))
     return folder

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
-from anyorder.core.batch import AttentionGroup, PackedBatch
+from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
 from anyorder.model.transformer import Transformer
 
 PAGE = 4
@@ -27,9 +27,10 @@ class Pool:
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
-    ) -> None:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         flat = self._layers[layer].flatten(1, 2)
         flat[0, slots_N], flat[1, slots_N] = keys_NGD, values_NGD
+        return keys_NGD, values_NGD
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._layers[layer][:, pages_RP].flatten(2, 3)
@@ -39,18 +40,27 @@ class Pool:
         keys, values = self._layers[layer]
         return keys, values
 
+    def scales(self, layer: int) -> None:
+        return None
+
 
 class Cached:
     """Sequences whose tokens are run in pieces."""
 
     def __init__(
-        self, network: Transformer, num_sequences: int, length: int, *, masks: bool = False
+        self,
+        network: Transformer,
+        num_sequences: int,
+        length: int,
+        *,
+        masks: bool = False,
+        pool: KeyValuePool | None = None,
     ) -> None:
         self.network = network
         self.masks = masks
         """Say by a mask who sees whom, where it could be left out."""
         num_pages = -(-length // PAGE)
-        self.pool = Pool(network, num_sequences * num_pages)
+        self.pool = pool or Pool(network, num_sequences * num_pages)
         scrambled = torch.randperm(
             num_sequences * num_pages, generator=torch.Generator().manual_seed(0)
         )

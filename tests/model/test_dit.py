@@ -131,9 +131,36 @@ def test_sedd(tmp_path: Path) -> None:
         torch.testing.assert_close(shares, expected, atol=1e-5, rtol=0)
 
 
-def test_sedd_with_uniform_noise_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="only absorbing noise"):
-        open_folder(dit_twin.save_sedd(tmp_path, {}, graph="uniform"))
+@torch.inference_mode()
+def test_sedd_with_uniform_noise(tmp_path: Path) -> None:
+    """Every token of the vocabulary is a word, and outputs are those of the published program."""
+    tensors = dit_twin.weights()
+    folder = dit_twin.save_sedd(tmp_path, tensors, graph="uniform", noise="geometric")
+    config, source = open_folder(folder)
+    network = load_network(config, source, dtype=torch.float32)
+    assert config.mask_token is None and not config.knows_masks and config.tells_ratios
+    assert config.vocabulary_size == VOCABULARY
+    assert config.decoding == {"uniform_diffusion": {"steps": 1024, "schedule": "geometric"}}
+    tokens, share = [4, 59, 5, 17, 17, 6], 0.6
+    batch = dense_batch(torch.tensor([tokens]), BIDIRECTIONAL.visible(len(tokens))[None])
+    ours = network.logits(network.hidden(noisy(batch, torch.full((6,), share))))
+    theirs = dit_twin.logits(tensors, tokens, sigma=-math.log(1 - share))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"graph": "graph"}, "type = 'graph' in 'graph' of .* only absorb and uniform"),
+        ({"graph": "uniform", "noise": "cubic"}, "type = 'cubic' .* known are loglinear"),
+        ({"graph": "uniform", "scaled": True}, "scale_by_sigma = True .* only absorbing"),
+    ],
+)
+def test_sedd_that_nobody_can_decode_is_refused(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        open_folder(dit_twin.save_sedd(tmp_path, {}, **fields))
 
 
 def test_a_configuration_of_no_known_kind(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.paged import Cached, Pool
+from tests.cache.test_int8_pool import rounded as rounded_to_int8
+from tests.model.paged import PAGE, Cached, Pool
 from tests.tiny import tiny_config
 
-from anyorder.core.batch import dense_batch
+from anyorder.cache.int8_pool import Int8Pool
+from anyorder.core.batch import KeyValuePool, dense_batch
 from anyorder.model.backends import linear as linear_module
 from anyorder.model.backends import native
 from anyorder.model.backends.linear import Linear, linear
@@ -158,8 +160,8 @@ def network(dtype: torch.dtype, **changes: Any) -> Transformer:
 
 
 @torch.no_grad()
-def logits(model: Transformer) -> list[torch.Tensor]:
-    cached = Cached(model, 3, 24)
+def logits(model: Transformer, pool: KeyValuePool | None = None) -> list[torch.Tensor]:
+    cached = Cached(model, 3, 24, pool=pool)
     generator = torch.Generator().manual_seed(0)
     found = []
     for pieces in PIECES:
@@ -236,6 +238,77 @@ def test_fresh_sequences_read_nothing_from_the_pool(
         monkeypatch.setattr(stack, "MOST_ROWS", {})
         plain = model.hidden(batch, Pool(model, 6))
     torch.testing.assert_close(fresh, plain, atol=1e-4, rtol=0)
+
+
+def int8_pool(model: Transformer, num_pages: int = 120) -> Int8Pool:
+    return Int8Pool(
+        model.cache_shapes,
+        num_pages=num_pages,
+        page_size=PAGE,
+        dtype=model.dtype,
+        device=torch.device("cpu"),
+    )
+
+
+class RoundingPool(Pool):
+    """A pool that keeps what an int8 one would read."""
+
+    def write(self, layer, slots_N, keys_NGD, values_NGD):
+        rounded = (rounded_to_int8(new.float()).to(new) for new in (keys_NGD, values_NGD))
+        return super().write(layer, slots_N, *rounded)
+
+
+@built
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 0.06)])
+def test_int8_pages_are_read_as_torch_reads_them(
+    level: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network(dtype, qk_norm="head")
+    with torch.no_grad():
+        native = int8_pool(model)
+        native_NV = torch.cat(logits(model, native))
+        monkeypatch.setattr(stack, "MOST_ROWS", {})
+        plain = int8_pool(model)
+        plain_NV = torch.cat(logits(model, plain))
+        twin_NV = torch.cat(logits(model, RoundingPool(model, 120)))
+        exact_NV = torch.cat(logits(model))
+    scale = plain_NV.std()
+    assert torch.equal(plain_NV, twin_NV)
+    # A key that is rounded the other way differs by a 127th of its head: few do.
+    assert (native_NV - plain_NV).abs().max() < (bound + 0.01) * scale
+    assert (native_NV - plain_NV).abs().mean() < 0.2 * (exact_NV - plain_NV).abs().mean() + (
+        0.0 if dtype == torch.float32 else bound / 4 * scale
+    )
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_pages_do_not_tell_a_row_of_its_company(level: int, dtype: torch.dtype) -> None:
+    model = network(dtype)
+    generator = torch.Generator().manual_seed(2)
+    ids = [torch.randint(1, 61, (length,), generator=generator) for length in (150, 37)]
+    with torch.no_grad():
+        together = Cached(model, 2, 160, pool=int8_pool(model)).run(list(enumerate(ids)))
+        alone = Cached(model, 2, 160, pool=int8_pool(model))
+        parts = [alone.run([(0, part)])[0] for part in ids[0].split([1, 63, 70, 1, 15])]
+        pool = int8_pool(model)
+        masked = Cached(model, 2, 160, masks=True, pool=pool).run(list(enumerate(ids)))
+    assert torch.equal(torch.cat(parts), together[0])
+    assert torch.equal(torch.cat(masked), torch.cat(together))
+
+
+@built
+def test_int8_pages_hold_what_torch_would_put_there(level: int) -> None:
+    """From equal keys, bit by bit: one layer's, which no attention precedes."""
+    model = network(torch.float32, layers=(config().layers[2],))
+    tokens_BT = torch.randint(1, 61, (1, 9), generator=torch.Generator().manual_seed(2))
+    batch = dataclasses.replace(dense_batch(tokens_BT), slots_N=torch.arange(3, 12))
+    exact, int8 = Pool(model, 3), int8_pool(model, 3)
+    with torch.no_grad():
+        model.hidden(batch, exact)
+        model.hidden(batch, int8)
+    for found, kept in zip(int8.read(0, torch.arange(3)[None]), exact.pages(0), strict=True):
+        assert torch.equal(found[0, 3:12], rounded_to_int8(kept.flatten(0, 1)[3:12]))
 
 
 @built

@@ -151,6 +151,16 @@ def test_schedules_open_all_and_close_all(schedule: Schedule) -> None:
         assert counts[0] < counts[-1]
 
 
+def test_a_geometric_schedule() -> None:
+    """Noise levels as SEDD's program has them, the last of them taken to 0 at once."""
+    lowest, highest = 1e-4, 20.0
+    for k in range(8):
+        left = 1 - k / 8
+        level = lowest ** (1 - left) * highest**left
+        assert open_share("geometric", k / 8) == pytest.approx(1 - math.exp(-level), rel=1e-9)
+    assert open_share("geometric", 1.0) == 0.0
+
+
 def test_remasking_rates() -> None:
     # sigma_max = min(1, (1 - alpha_s) / alpha_t), alpha = 1 - share of masks.
     late = step(before=0.4, after=0.3)

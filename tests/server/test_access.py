@@ -45,6 +45,13 @@ def test_every_route_but_health_needs_a_key(model: LoadedModel) -> None:
             client.models.list()
 
 
+def test_keys_need_not_be_ascii(model: LoadedModel) -> None:
+    with running(model, keys=["schlüssel"]) as live:
+        for key, status in (("schlüssel", 200), ("schluessel", 401)):
+            headers = {b"x-api-key": key.encode()}
+            assert live.http.get("/v1/models", headers=headers).status_code == status
+
+
 def test_all_keys_are_compared_every_time(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

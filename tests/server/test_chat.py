@@ -66,7 +66,10 @@ def test_stream_adds_up(client: openai.OpenAI) -> None:
     assert ends == [choice.finish_reason for choice in whole.choices]
     assert [role[0] for role in roles] == ["assistant"] * 2 and not any(roles[0][1:])
     assert scores == [c.logprobs.content for c in whole.choices if c.logprobs is not None]
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    costs, others = (used.to_dict() for used in (chunks[-1].usage, whole.usage) if used)
+    seconds = costs.pop("seconds"), others.pop("seconds")
+    assert chunks[-1].choices == [] and costs == others
+    assert all(set(told) == {"queue", "prefill", "decode"} for told in seconds)  # type: ignore[call-overload]
 
 
 def test_logprobs(live: Live, client: openai.OpenAI) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import socket
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.server.conftest import Live
+from tests.server.conftest import Live, running
 
+from anyorder.core.request import Request
+from anyorder.model.loaded import LoadedModel
+from anyorder.server import sse
 from anyorder.server.service import disconnected
 
 BODY: dict[str, Any] = {
@@ -130,3 +135,48 @@ def test_the_rest_of_a_body_is_no_disconnect() -> None:
     assert list(left) == []
     left = iter(messages[-1:])
     asyncio.run(disconnected(receive))
+
+
+def test_time_is_up_for_those_who_do_not_read(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that takes nothing any more keeps neither pages nor a place in the queue."""
+    monkeypatch.setattr(sse, "FAREWELL_SECONDS", 0.1)
+    limits = dataclasses.replace(live.service.limits, max_seconds=0.3)
+    monkeypatch.setattr(live.service, "limits", limits)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) > 3:
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def stream() -> None:
+        build = lambda: [Request(prompt="The", max_new_tokens=900, ignore_end=True)]  # noqa: E731
+        tickets = await live.service.submit(build, num_choices=1)
+
+        async def events() -> AsyncIterator[str]:
+            with tickets as (ticket,):
+                async for delta in ticket.deltas():
+                    yield sse.event({"text": delta.text})
+
+        async with asyncio.timeout(10):
+            await sse.EventStream(live.service, tickets, events())({}, receive, send)
+
+    asyncio.run(stream())
+    assert live.service.num_in_flight == 0
+    live.wait_until(lambda: not live.service.worker.is_busy)
+
+
+def test_bodies_must_arrive(model: LoadedModel) -> None:
+    with running(model, {"max_seconds": 0.3}) as live:
+        address = urlsplit(live.url)
+        assert address.hostname is not None
+        with socket.create_connection((address.hostname, address.port or 0)) as made:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n"
+            made.sendall(head.encode() + b'{"prompt": ')
+            answer = b""
+            while piece := made.recv(4096):  # until the server closes it
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408") and b"did not arrive" in answer

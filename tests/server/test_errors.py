@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import httpx2
@@ -14,6 +15,21 @@ from anyorder.core import lookup
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
+SAID = {"role": "user", "content": "Hi"}
+PICTURE = {"type": "image", "source": {}}
+UNGUIDED = {"type": "object", "not": {}}
+"""A schema that no guide supports."""
+
+
+def by(role: str, **block: Any) -> dict[str, Any]:
+    """A body for /v1/messages."""
+    return {"max_tokens": 2, "messages": [{"role": role, "content": [block]}]}
+
+
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    """A body for a chat that must call a function."""
+    function = {"name": name, "parameters": parameters}
+    return {**CHAT, "tools": [{"type": "function", "function": function}]}
 
 
 def error_of(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
@@ -73,13 +89,68 @@ def error_of(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
         (
             "chat/completions",
             {**CHAT, "response_format": {"type": "regex", "regex": "(" * 9}},
-            None,
+            "response_format",
         ),
         (
             "chat/completions",
             {**CHAT, "response_format": {"type": "regex", "regex": "a" * 65537}},
             "response_format",
         ),
+        ("completions", {**TEXT, "method": ""}, "method"),
+        ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ("chat/completions", {**CHAT, "messages": [SAID] * 900}, "messages"),
+        ("chat/completions", {**CHAT, "messages": [{"role": "user"}]}, "messages"),
+        ("chat/completions", {**tool("x", UNGUIDED), "tool_choice": "required"}, "tools"),
+        ("embeddings", {"input": "a" * 2000}, "input"),
+        ("embeddings", {"input": [-1]}, "input"),
+        ("responses", {"input": "Hi", "method": ""}, "method"),
+        ("responses", {"input": "Hi", "max_output_tokens": 0}, "max_output_tokens"),
+        ("responses", {"input": "Hi", "max_output_tokens": 40000}, "max_output_tokens"),
+        ("responses", {"input": "Hi", "max_output_tokens": 1020}, "max_output_tokens"),
+        ("responses", {"input": "a" * 2000}, "input"),
+        ("responses", {"input": [{"role": "user"}]}, "input.0.content"),
+        ("responses", {"input": [{**SAID, "output": "x"}]}, "input.0.output"),
+        ("responses", {"input": [{"type": "function_call"}]}, "input.0.call_id"),
+        ("responses", {"input": [{"type": "reasoning"}]}, "input.0.type"),
+        ("responses", {"input": [SAID, 5]}, "input.1"),
+        (
+            "responses",
+            {"input": "Hi", "text": {"format": {"type": "json_schema"}}},
+            "text.format.schema",
+        ),
+        (
+            "responses",
+            {"input": "Hi", "text": {"format": {"type": "text", "name": "x"}}},
+            "text.format.name",
+        ),
+        (
+            "responses",
+            {"input": "Hi", "text": {"format": {"type": "json_schema", "schema": UNGUIDED}}},
+            "text",
+        ),
+        (
+            "responses",
+            {"input": "Hi", "tools": [{"type": "function", "name": "a b"}]},
+            "tools.0.name",
+        ),
+        ("messages", by("user", **PICTURE), "messages.0.content.0.type"),
+        ("messages", by("user", type="text"), "messages.0.content.0.text"),
+        ("messages", by("user", type="text", text="x", input={}), "messages.0.content.0.input"),
+        ("messages", by("user", type="tool_use", id="1", name="x", input={}), "messages"),
+        ("messages", by("assistant", type="tool_result", tool_use_id="1"), "messages"),
+        (
+            "messages",
+            {**by("user", type="text", text="x"), "stop_sequences": [""]},
+            "stop_sequences",
+        ),
+        (
+            "messages",
+            {**by("user", type="text", text="x"), "tool_choice": {"type": "tool"}},
+            "tool_choice.name",
+        ),
+        ("messages", {**by("user", type="text", text="x"), "system": [PICTURE]}, "system.0.type"),
+        ("canvas", {**TEXT, "top_logprobs": -1}, "top_logprobs"),
+        ("canvas", {**TEXT, "response_format": {"type": "regex", "regex": "("}}, "response_format"),
     ],
 )
 def test_bad_fields_are_named(live: Live, path: str, body: Any, param: str | None) -> None:
@@ -102,6 +173,43 @@ def test_numbers_that_json_lacks(live: Live) -> None:
     error = error_of(live.http.post("/v1/completions", content="{", headers=headers))
     assert error["code"] == "invalid_json"
     error_of(live.http.post("/v1/completions", content="[" * 100_000, headers=headers))
+    half = '{"prompt": "\\ud800"}'
+    answer = live.http.post("/v1/completions", content=half, headers=headers)
+    assert error_of(answer)["param"] == "prompt"
+    for text in ("", "[]", "null"):
+        error = error_of(live.http.post("/v1/completions", content=text, headers=headers))
+        assert error["code"] == "invalid_json" and "JSON object" in error["message"]
+    # What a page of another site may send without asking is no JSON.
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    error_of(
+        live.http.post("/v1/completions", content=body, headers={"content-type": "text/plain"})
+    )
+
+
+def test_a_million_wrong_items_are_one_complaint(live: Live) -> None:
+    began = time.perf_counter()
+    wrong = ["a", *[0] * 1_000_000]
+    for field in ("prompt", "stop", "stop_token_ids", "bad_words", "canvas"):
+        assert error_of(live.http.post("/v1/completions", json={**TEXT, field: wrong}))["param"]
+    assert time.perf_counter() - began < 10
+
+
+def test_extras_reach_every_form_of_a_chat(live: Live) -> None:
+    """What goes beyond the protocols is understood by all of them, and none ignores it."""
+    said = [{"role": "user", "content": "Where is Rome?"}]
+    extras = {"method": "jacobi", "seed": 3, "stop_token_ids": [9], "min_tokens": 2, "top_k": 5}
+    extras |= {"min_p": 0.01, "no_repeat_ngram": 3, "bad_words": ["x"], "cache_salt": "s"}
+    chat = live.http.post(
+        "/v1/chat/completions", json={"messages": said, "max_tokens": 9, **extras}
+    )
+    one = {"input": "Where is Rome?", "max_output_tokens": 9, "temperature": 1.0, **extras}
+    two = {"messages": said, "max_tokens": 9, "temperature": 1.0, **extras}
+    text = chat.json()["choices"][0]["message"]["content"]
+    answer = live.http.post("/v1/responses", json=one).json()
+    assert answer["output"][0]["content"][0]["text"] == text
+    assert set(answer["usage"]["seconds"]) == {"queue", "prefill", "decode"}
+    answer = live.http.post("/v1/messages", json=two).json()
+    assert answer["content"][0]["text"] == text and answer["usage"]["exact"] is True
 
 
 def test_other_statuses(live: Live) -> None:

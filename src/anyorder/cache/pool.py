@@ -28,11 +28,16 @@ class Pool:
             for heads, width in shapes
         ]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self._flat = [
-            (keys.view(-1, *keys.shape[2:]), values.view(-1, *values.shape[2:]))
-            for keys, values in zip(self.keys, self.values, strict=True)
-        ]
         self._views: dict[int, tuple[torch.Tensor, slice | None]] = {}
+
+    @staticmethod
+    def bytes_per_token(shapes: list[tuple[int, int]], dtype: torch.dtype) -> int:
+        """What a position of all layers takes."""
+        return sum(2 * heads * width for heads, width in shapes) * dtype.itemsize
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that a page has a part of, [num_pages, page_size, ...]."""
+        return [*self.keys, *self.values]
 
     def prepare(self) -> None:
         """A pass begins, with page tables of its own."""
@@ -40,21 +45,24 @@ class Pool:
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
-    ) -> None:
-        """Store the new tokens' keys and values of one layer."""
-        keys, values = self._flat[layer]
-        keys.index_copy_(0, slots_N, keys_NGD)
-        values.index_copy_(0, slots_N, values_NGD)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new tokens' keys and values of one layer; returns them as they will be read."""
+        put(self.keys[layer], slots_N, keys_NGD)
+        put(self.values[layer], slots_N, values_NGD)
+        return keys_NGD, values_NGD
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
-        keys, values = self.keys[layer], self.values[layer]
+        return self.gather(self.keys[layer], pages_RP), self.gather(self.values[layer], pages_RP)
+
+    def gather(self, stored: torch.Tensor, pages_RP: torch.Tensor) -> torch.Tensor:
+        """[R, K, ...] of one of `tensors`, in order of position."""
         view = self._view(pages_RP)
         if view is not None:
-            return keys[view].flatten(0, 1)[None], values[view].flatten(0, 1)[None]
-        shape = (pages_RP.shape[0], -1, *keys.shape[2:])
-        index = pages_RP.flatten()
-        return keys.index_select(0, index).view(shape), values.index_select(0, index).view(shape)
+            return stored[view].flatten(0, 1)[None]
+        return stored.index_select(0, pages_RP.flatten()).view(
+            pages_RP.shape[0], -1, *stored.shape[2:]
+        )
 
     def _view(self, pages_RP: torch.Tensor) -> slice | None:
         """Pages of a single request that lie one behind the other are read as a view instead of
@@ -72,21 +80,29 @@ class Pool:
         """All keys and values of one layer."""
         return self.keys[layer], self.values[layer]
 
+    def scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None: keys and values are stored as they are."""
+        return None
+
     def clear_page(self, page: int) -> None:
         """Zero one page of every layer. Attention multiplies what it does not see by zero, and zero
         times what an earlier owner left there must not be NaN."""
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.tensors():
             tensor[page].zero_()
 
     def move(self, sources: Seq[int], targets: Seq[int]) -> None:
         """Copy slots of every layer, as if all were read before any is written."""
         source_M = torch.tensor(sources, device=self.keys[0].device)
         target_M = torch.tensor(targets, device=self.keys[0].device)
-        for pair in self._flat:
-            for tensor in pair:
-                tensor.index_copy_(0, target_M, tensor.index_select(0, source_M))
+        for tensor in self.tensors():
+            put(tensor, target_M, tensor.flatten(0, 1).index_select(0, source_M))
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page of every layer."""
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.tensors():
             tensor[target].copy_(tensor[source])
+
+
+def put(stored: torch.Tensor, slots_N: torch.Tensor, new: torch.Tensor) -> None:
+    """Put what belongs to new tokens into one of a pool's tensors."""
+    stored.flatten(0, 1).index_copy_(0, slots_N, new)

@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     entries = _entries(arguments)
     negative = entries[0].request.negative_prompt
     fields: dict[str, Any] = {} if negative is None else {"negative_prompt": negative}
+    if page is not None:
+        fields["history"] = True  # its replay shows what was not final
     text, fields["prompt"] = read_prompt(arguments, fields)
     entries = [
         dataclasses.replace(entry, request=dataclasses.replace(entry.request, **fields))

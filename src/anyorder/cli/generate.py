@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, stream, report."""
     trace = None if arguments.trace is None else trace_path(arguments.trace)
     fields = request_fields(arguments)
+    if trace is not None:
+        fields.setdefault("history", True)
     text, prompt = read_prompt(arguments, fields)
     request = make_request(prompt, fields)
     engine = open_engine(arguments)

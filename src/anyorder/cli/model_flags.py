@@ -32,6 +32,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 [float32 on a CPU]")
     add("--quantize", metavar="BITS", help="weights as int8 or int4 [as --dtype says]")
     add("--cache-tokens", metavar="N", help="capacity of the KV cache in tokens [by memory]")
+    add("--cache-dtype", metavar="TYPE", help="int8 for a KV cache of 8 bits [as --dtype says]")
 
 
 def open_engine(arguments: argparse.Namespace) -> Engine:
@@ -48,6 +49,7 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
             dtype=arguments.dtype,
             quantize=arguments.quantize,
             cache_tokens=cache_tokens,
+            cache_dtype=arguments.cache_dtype,
             progress=shown,
         )
     finally:

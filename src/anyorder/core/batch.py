@@ -101,8 +101,9 @@ class KeyValuePool(Protocol):
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
-    ) -> None:
-        """Store the new tokens' keys and values of one layer."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new tokens' keys and values of one layer. Returns them as `read` will give
+        them, which is what the new tokens themselves must see."""
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [R, K, G, D] of one layer, K = P * page_size; a view where it can be."""
@@ -110,6 +111,10 @@ class KeyValuePool(Protocol):
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of one layer, [pages, page_size, G, D] without gaps. They stay where
         they are in memory as long as the pool is: kernels keep their addresses."""
+
+    def scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where `pages` holds int8: what keys and values are to be multiplied by, float32 [pages,
+        page_size, G] without gaps. None: they are of the network's type, as they are."""
 
 
 class Network(Protocol):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from anyorder.core.request import Request
     from anyorder.core.sequence import Sequence
 
+MOST_NOISE = 0.999
+"""The share of noise that networks are told at most: their level of it is infinite at 1."""
+
 
 # ----------------------------------------------------------------------------------- who sees whom
 @dataclass(frozen=True, kw_only=True)

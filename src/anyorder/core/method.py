@@ -82,6 +82,9 @@ class Abilities:
     canvas_length: int = 0
     """Tokens of a noisy canvas, of networks that read text causally and see a canvas behind it
     both ways; 0: text and canvas see each other."""
+    tells_ratios: bool = False
+    """Does it tell, of noisy tokens, how much likelier they are than those that stand there? Passes
+    are answered with clean tokens all the same (`sampling.ratios`)."""
     token_shift: bool = False
     """Of networks with a mask token: is a place told by the token before it, instead of by the
     mask that stands there?"""

@@ -50,6 +50,7 @@ class Engine:
         device: torch.device | str | None = None,
         quantize: str | None = None,
         cache_tokens: int | None = None,
+        cache_dtype: str | None = None,
         max_batch_tokens: int = 512,
         max_running: int = 256,
         progress: Progress | None = None,
@@ -60,9 +61,9 @@ class Engine:
         is loaded already; `draft` is a second one with the same vocabulary, for methods that need
         it, or a folder of Medusa heads, of an EAGLE-3 or of a DFlash drafter for this model.
         `dtype` is float32 on a CPU unless told; `quantize` "int8" or "int4" for weights of so many
-        bits, on a CPU; `cache_tokens` the capacity of the KV pool in
-        tokens; `max_batch_tokens` the most tokens of one pass; `max_running` the most concurrent
-        runs. `progress` is told of downloads and loading.
+        bits, on a CPU; `cache_tokens` the capacity of the KV pool in tokens; `cache_dtype` "int8"
+        for keys and values of 8 bits; `max_batch_tokens` the most tokens of one pass; `max_running`
+        the most concurrent runs. `progress` is told of downloads and loading.
         """
         from anyorder.model.drafters.medusa import NetworkWithHeads
         from anyorder.model.encoder_decoder import Encoder, EncoderDecoder
@@ -79,7 +80,13 @@ class Engine:
             )
         _check_vocabularies(loaded)
         self.roles = {
-            name: open_role(name, item.network, item.abilities, num_cache_tokens=cache_tokens)
+            name: open_role(
+                name,
+                item.network,
+                item.abilities,
+                num_cache_tokens=cache_tokens,
+                cache_dtype=cache_dtype,
+            )
             for name, item in loaded.items()
         }
         target = loaded["target"]
@@ -89,7 +96,11 @@ class Engine:
         if isinstance(network, EncoderDecoder):
             encoder = dataclasses.replace(target.abilities, kind="encoder")
             self.roles["encoder"] = open_role(
-                "encoder", Encoder(network), encoder, num_cache_tokens=cache_tokens
+                "encoder",
+                Encoder(network),
+                encoder,
+                num_cache_tokens=cache_tokens,
+                cache_dtype=cache_dtype,
             )
         self.tokenizer = target.tokenizer
         self._admission = Admission(roles=self.roles, tokenizer=self.tokenizer)

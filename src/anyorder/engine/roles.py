@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
 from anyorder.cache.store import PagedStore
 from anyorder.cache.whole import WholeStore
 from anyorder.core.batch import Network
+from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 
 PAGE_SIZE = 16
@@ -31,31 +33,37 @@ class Role:
 
 
 def open_role(
-    name: str, network: Network, abilities: Abilities, *, num_cache_tokens: int | None
+    name: str,
+    network: Network,
+    abilities: Abilities,
+    *,
+    num_cache_tokens: int | None,
+    cache_dtype: str | None = None,
 ) -> Role:
-    """A role with an empty pool of `num_cache_tokens` positions (None: chosen by memory)."""
+    """A role with an empty pool of `num_cache_tokens` positions (None: room for 64 contexts, within
+    a quarter of the memory there is now), of the network's type or of "int8"."""
+    if cache_dtype not in (None, "int8"):
+        raise UserError(
+            f"cache_dtype must be int8, got {cache_dtype!r}; without it keys and values are cached "
+            "as they are."
+        )
+    kind = Pool if cache_dtype is None else Int8Pool
     shapes = network.cache_shapes
     if num_cache_tokens is None:
-        num_cache_tokens = _affordable_tokens(network, abilities)
+        bytes_per_token = kind.bytes_per_token(shapes, network.dtype)
+        affordable = _available_bytes(network) // 4 // bytes_per_token
+        num_cache_tokens = min(affordable, 64 * abilities.context_length)
     num_pages = max(1, -(-num_cache_tokens // PAGE_SIZE))
-    pool = Pool(
+    pool = kind(
         shapes,
         num_pages=num_pages,
         page_size=PAGE_SIZE,
         dtype=network.dtype,
         device=network.device,
     )
-    kind = WholeStore if abilities.kind == "encoder" else PagedStore
-    store = kind(pool, num_pages=num_pages, role=name)
+    make_store = WholeStore if abilities.kind == "encoder" else PagedStore
+    store = make_store(pool, num_pages=num_pages, role=name)
     return Role(name=name, network=network, abilities=abilities, pool=pool, store=store)
-
-
-def _affordable_tokens(network: Network, abilities: Abilities) -> int:
-    """Room for 64 contexts, within a quarter of the memory there is now."""
-    bytes_per_token = sum(2 * heads * width for heads, width in network.cache_shapes)
-    bytes_per_token *= network.dtype.itemsize
-    affordable = _available_bytes(network) // 4 // bytes_per_token
-    return min(affordable, 64 * abilities.context_length)
 
 
 def _available_bytes(network: Network) -> int:

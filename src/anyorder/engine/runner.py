@@ -21,6 +21,7 @@ from anyorder.engine.patches import draw_patches
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
+from anyorder.sampling.ratios import clean_logits
 from anyorder.sampling.row import RowResult
 from anyorder.sampling.sampler import sample
 
@@ -92,6 +93,10 @@ def answer(role: Role, questions: Seq[Question]) -> None:
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
         logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
+        if role.abilities.tells_ratios:
+            requests = [q.job.request for q in part]
+            standing = [r.tokens[q.row] for r, q in zip(requests, part, strict=True)]
+            logits_MV = clean_logits(logits_MV, standing, [r.noise or 0.0 for r in requests])
         on_canvas = [i for i, q in enumerate(part) if q.job.request.canvas is not None]
         if on_canvas and role.abilities.mask_token is not None:
             logits_MV[on_canvas, role.abilities.mask_token] = -torch.inf

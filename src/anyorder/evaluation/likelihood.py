@@ -99,6 +99,11 @@ def trained_with(abilities: Abilities) -> Objective:
         )
     if "causal" in abilities.attention:
         return EncoderDecoder() if abilities.source_length else NextToken()
+    if abilities.tells_ratios:
+        raise UserError(
+            f"{abilities.name} tells ratios of probabilities, and the bound of score entropy on a "
+            "text's likelihood is not computed here; measure texts that it writes."
+        )
     if abilities.mask_token is None:
         return UniformDiffusion()
     if abilities.block_size:

@@ -53,6 +53,7 @@ class Gibbs(Method):
         places = [place for place, token in enumerate(board) if token is None]
         logprobs: dict[int, float] = {}
         others: dict[int, list[tuple[int, float]]] = {}
+        steps: dict[int, int] = {}
         with context.sequence() as sequence:
             for sweep in range(self.burn_in + self.sweeps):
                 before = list(board)
@@ -71,6 +72,7 @@ class Gibbs(Method):
                         noise=board.count(None) / len(board),
                     )
                     (board[place],), (logprobs[place],) = result.tokens, result.logprobs
+                    steps[place] = context.num_passes
                     if result.top:
                         (others[place],) = result.top
                     context.preview([place], result.tokens)
@@ -81,6 +83,7 @@ class Gibbs(Method):
             [token for place in places if (token := board[place]) is not None],
             [logprobs[place] for place in places],
             alternatives=[others[place] for place in places if others],
+            passes=[steps[place] for place in places],
         )
 
     def _ordered(self, context: Context, places: list[int], sweep: int) -> list[int]:

@@ -80,6 +80,7 @@ class MaskPredict(Method):
             [best.tokens[place] for place in best.places],
             [best.logprobs[place] for place in best.places],
             alternatives=[best.others[place] for place in best.places if best.others],
+            passes=[best.steps[place] for place in best.places],
         )
         context.end_at(len(best.board))
 
@@ -116,7 +117,9 @@ class _Candidate:
         self.tokens: dict[int, int] = {}
         self.logprobs: dict[int, float] = {}
         self.others: dict[int, list[tuple[int, float]]] = {}
-        """Of all places, as they were last predicted."""
+        """Of all places, as they were last predicted, ..."""
+        self.steps: dict[int, int] = {}
+        """... and the passes that did it."""
 
     @property
     def masked(self) -> list[int]:
@@ -158,6 +161,7 @@ class _Candidate:
         for index, place in enumerate(masked):
             self.board[place] = self.tokens[place] = result.tokens[index]
             self.logprobs[place] = result.logprobs[index]
+            self.steps[place] = self._context.num_passes
             if result.top:
                 self.others[place] = result.top[index]
 

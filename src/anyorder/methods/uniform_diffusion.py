@@ -10,7 +10,8 @@ and b after the step, p(y) what the network tells, r(y) = b p(y) + (1 - b) / V, 
 stands: y is next with a weight of r(y) times (1 - a / b) / V, and a / b more for y = z. So z stays
 by chance, and otherwise is drawn from r: from the network with probability b, else any token. At
 temperature 1 that samples the network's own distribution as `steps` grow. D3PM's sampler and SEDD's
-analytic one (Tweedie's formula, arXiv 2310.16834) both have these chances, given p.
+analytic one (Tweedie's formula, arXiv 2310.16834) both have these chances, given p. Networks of
+SEDD tell ratios of probabilities instead, from which p is computed before anything is drawn.
 
 `sampler=renoise` draws all places from the network in every step; those that the commit policy
 chooses stand until the next pass, the others become random tokens again (DiffusionGemma, with the

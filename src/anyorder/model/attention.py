@@ -111,7 +111,7 @@ class Attention(nn.Module):
         queries_NHD, keys_NGD = turned_NTD[:, :num_queries], turned_NTD[:, num_queries:]
         if batch.slots_N is not None:
             assert pool is not None, "a batch with slots needs a pool to write to"
-            pool.write(self.layer, batch.slots_N, keys_NGD, values_NGD)
+            keys_NGD, values_NGD = pool.write(self.layer, batch.slots_N, keys_NGD, values_NGD)
         return queries_NHD, keys_NGD, values_NGD
 
     def _attend(

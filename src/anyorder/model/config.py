@@ -226,6 +226,8 @@ class ModelConfig:
     """Tokens of a noisy canvas behind text that is read causally; 0: they see each other."""
     knows_masks: bool = True
     """False: it was trained without, whatever the tokenizer has."""
+    tells_ratios: bool = False
+    """See Abilities."""
     block_size: int = 0
     """Tokens of a block, of networks that denoise in blocks."""
     token_shift: bool = False

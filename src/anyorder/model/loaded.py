@@ -130,6 +130,7 @@ def abilities_of(name: str, config: ModelConfig, tokenizer: Tokenizer | None) ->
         attention=config.attention,
         block_size=config.block_size,
         canvas_length=config.canvas_length,
+        tells_ratios=config.tells_ratios,
         token_shift=config.token_shift,
         decoding=config.decoding,
         closing_tokens=closing,

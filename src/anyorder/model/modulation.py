@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anyorder.core.forward import MOST_NOISE
 from anyorder.model.backends.linear import Linear
 from anyorder.model.config import Modulation
 
 _FREQUENCIES = 128
-_MOST_NOISE = 0.999
-"""Where training ends, short of a level that is infinite."""
 
 
 class NoiseLevel(nn.Module):
@@ -38,7 +37,7 @@ class NoiseLevel(nn.Module):
         """[N, C], or [1, C] where there is no noise to tell apart; `like` has type and place."""
         if noise_N is None or not self.reads_noise:
             noise_N = torch.zeros(1, device=like.device)
-        level_N = -torch.log1p(-noise_N.float().clamp(max=_MOST_NOISE))
+        level_N = -torch.log1p(-noise_N.float().clamp(max=MOST_NOISE))
         steps = torch.arange(_FREQUENCIES, dtype=torch.float32, device=like.device)
         angles = level_N[:, None] * torch.exp(-math.log(10_000.0) / _FREQUENCIES * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1).to(like.dtype)

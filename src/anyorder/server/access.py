@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Sequence as Seq
@@ -26,13 +27,21 @@ class Access:
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Seq[str], hosts: Seq[str] | None, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        keys: Seq[str],
+        hosts: Seq[str] | None,
+        max_body_bytes: int,
+        max_seconds: float,
     ) -> None:
-        """`hosts`: names under which the server may be addressed; None: any."""
+        """`hosts`: names under which the server may be addressed; None: any. `max_seconds` is what
+        a body may take to arrive."""
         self._app = app
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [_digest(key.encode("utf-8", "surrogateescape")) for key in keys]
         self._hosts = hosts
         self._max_body_bytes = max_body_bytes
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or hand on."""
@@ -70,7 +79,7 @@ class Access:
         return None
 
     def _is_known(self, key: str) -> bool:
-        digest = _digest(key)
+        digest = _digest(key.encode("latin-1"))  # as headers are decoded
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
@@ -78,13 +87,20 @@ class Access:
         return ApiError(413, f"the body exceeds {self._max_body_bytes} bytes; send less.")
 
     def _limited(self, receive: Receive) -> Receive:
-        """`receive` that counts, for bodies that do not tell their length."""
-        num_bytes = 0
+        """`receive` that counts, for bodies that do not tell their length or trickle in."""
+        num_bytes, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._max_seconds
 
         async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                why = f"the body did not arrive within {self._max_seconds:g} seconds."
+                raise ApiError(408, why, headers={"Connection": "close"}) from None
             if message["type"] == "http.request":
+                is_whole = not message.get("more_body", False)
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._max_body_bytes:
                     raise self._too_large()
@@ -93,8 +109,8 @@ class Access:
         return counted
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _host(header: str) -> str:

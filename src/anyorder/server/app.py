@@ -95,6 +95,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         keys=options.keys,
         hosts=options.hosts,
         max_body_bytes=options.limits.max_body_bytes,
+        max_seconds=options.limits.max_seconds,
     )
     if options.origins:  # outside of the rest: a browser's question before the question has no key
         app.add_middleware(

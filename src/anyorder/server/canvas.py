@@ -26,7 +26,7 @@ from anyorder.core.request import Request
 from anyorder.engine.text import Reveal
 from anyorder.server.merging import merged
 from anyorder.server.messages_in import ChatMessage
-from anyorder.server.schemas import Sampling, check_limits, check_number, make_request
+from anyorder.server.schemas import Many, Sampling, check_limits, check_number, make_request
 from anyorder.server.service import Service, Tickets
 from anyorder.server.shapes import usage_of
 from anyorder.server.sse import DONE, EventStream, event
@@ -39,10 +39,10 @@ router = APIRouter()
 class CanvasBody(Sampling):
     """A prompt or messages; the answer is always a stream."""
 
-    prompt: str | list[int] | None = None
-    messages: list[ChatMessage] | None = None
+    prompt: str | Many[int] | None = None
+    messages: Many[ChatMessage] | None = None
     max_tokens: int | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0)
     history: bool = Field(True, description="also tell what stood at places and was not final")
     commits: bool = Field(False, description="also tell what text is complete from the left")
 

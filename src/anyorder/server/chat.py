@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter
@@ -17,6 +17,8 @@ from anyorder.core.request import Choice, Completion, Guide, Request
 from anyorder.server.merging import merged
 from anyorder.server.messages_in import ChatMessage, Tool, ToolChoice
 from anyorder.server.schemas import (
+    Body,
+    Many,
     Sampling,
     check_limits,
     check_number,
@@ -36,11 +38,11 @@ router = APIRouter()
 class ChatBody(Sampling):
     """A chat to be answered."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0)
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -110,12 +112,17 @@ def forced_guide(service: Service, body: ChatBody) -> Guide | None:
     return checked_guide(service.limits, call_guide(functions))
 
 
-def as_chat(data: dict[str, Any]) -> ChatBody:
-    """Another endpoint's body in this form; refused as if it had been sent like this."""
+def as_chat(data: dict[str, Any], own: Body, names: Mapping[str, str]) -> ChatBody:
+    """Another endpoint's body in this form; `names` are its own names for fields of this one."""
     try:
         return ChatBody.model_validate(data)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(), body=data) from None
+        found = [
+            {**item, "loc": (names.get(str(item["loc"][0]), item["loc"][0]), *item["loc"][1:])}
+            for item in error.errors()
+        ]
+        body = own.model_dump(exclude_unset=True, by_alias=True)
+        raise RequestValidationError(found, body=body) from None
 
 
 def prompt_of(service: Service, body: ChatBody) -> list[int]:
@@ -188,7 +195,7 @@ class _Writer:
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
             "model": service.name,
-            "method": body.method or service.method,
+            "method": service.method_of(body),
         }
 
     def answer(self, completions: list[Completion]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from anyorder.core.errors import InvalidRequest
 from anyorder.core.method import Method
 from anyorder.core.request import Choice, Completion, Request
 from anyorder.server.merging import merged
-from anyorder.server.schemas import Sampling, check_limits, check_number, make_request
+from anyorder.server.schemas import Sampling, Texts, check_limits, check_number, make_request
 from anyorder.server.service import Service, Tickets
 from anyorder.server.shapes import log_alternatives, new_id, text_logprobs, usage, usage_of
 from anyorder.server.sse import DONE, EventStream, event
@@ -31,7 +31,7 @@ DEFAULT_TOKENS = 16
 class CompletionBody(Sampling):
     """A text, some texts, token ids, or lists of them, to be continued."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Texts
     max_tokens: int | None = Field(None, description="16 if absent")
     suffix: str | None = Field(None, description="what comes after the text that is asked for")
     echo: bool | None = None
@@ -102,7 +102,7 @@ def build_request(
     service: Service, http: HttpRequest, body: CompletionBody, prompt: str | list[int]
 ) -> Request:
     """The engine's request for one prompt; for the preparing thread."""
-    method: type[Method] = lookup.find("methods", body.method or service.method, kind="method")
+    method: type[Method] = lookup.find("methods", service.method_of(body), kind="method")
     ids = service.texts.encode(prompt) if isinstance(prompt, str) else prompt
     length = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     canvas: list[int | None] | None = None
@@ -112,7 +112,7 @@ def build_request(
         if method.fills_canvas:
             if body.stream:
                 raise InvalidRequest(
-                    f"suffix with {body.method or service.method} cannot be streamed: the suffix "
+                    f"suffix with {service.method_of(body)} cannot be streamed: the suffix "
                     "is part of its canvas; ask without stream, or see /v1/canvas."
                 )
             canvas = [*([None] * length), *suffix]
@@ -122,7 +122,7 @@ def build_request(
         else:
             raise InvalidRequest(
                 f"suffix: {service.name} was not trained to fill in a middle, and "
-                f"{body.method or service.method} writes from left to right; leave suffix out."
+                f"{service.method_of(body)} writes from left to right; leave suffix out."
             )
     service.check_prompt(ids, "prompt")
     request = make_request(
@@ -150,7 +150,7 @@ class _Writer:
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.name,
-            "method": body.method or service.method,
+            "method": service.method_of(body),
         }
 
     def answer(self, completions: list[Completion]) -> dict[str, Any]:

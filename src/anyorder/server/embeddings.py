@@ -19,7 +19,7 @@ from starlette.requests import Request as HttpRequest
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.request import Request
 from anyorder.server.completions import prompts_of
-from anyorder.server.schemas import Body
+from anyorder.server.schemas import Body, Texts
 from anyorder.server.service import Service, salt_of
 
 router = APIRouter()
@@ -28,7 +28,7 @@ router = APIRouter()
 class EmbeddingBody(Body):
     """A text, some texts, token ids, or lists of them."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Texts
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Literal["mean", "last"] = "mean"

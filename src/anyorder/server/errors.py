@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from anyorder.core.errors import AnyorderError, UnsupportedMethod, UserError
+from anyorder.core.errors import AnyorderError, GuideError, UnsupportedMethod, UserError
 
 log = logging.getLogger("anyorder.server")
 
@@ -39,6 +40,10 @@ _FIELDS = {
     "prompt_logprobs": "echo",
     "guide": "response_format",
 }
+_TEXTS = ("prompt", "messages", "input", "text")
+"""Where the text itself is in a body."""
+_GUIDES = ("response_format", "text", "tools")
+"""Where grammars are."""
 """Names that the engine's messages use, and what clients call them."""
 _NAMES = re.compile(r"\b(" + "|".join(_FIELDS) + r")\b(?!\.)")
 
@@ -85,26 +90,53 @@ def _param(error: UserError, message: str, fields: tuple[str, ...]) -> str | Non
     """The field of the body that a message speaks of: the first, the text itself last."""
     if isinstance(error, UnsupportedMethod):
         return "method"
+    if isinstance(error, GuideError):
+        return next((field for field in _GUIDES if field in fields), None)
     found = [
-        (field in ("prompt", "messages"), match.start(), field)
+        (field in _TEXTS, match.start(), field)
         for field in fields
         if field != "model"
         and (match := re.search(rf"(?<![\w'-]){re.escape(field)}(?![\w-])", message))
     ]
-    if not found and " option" in message and "method_options" in fields:
+    if found:
+        return min(found)[2]
+    if " option" in message and "method_options" in fields:
         return "method_options"
-    return min(found)[2] if found else None
+    if re.search(r"\b(prompt|messages?|input|text)\b", message):
+        return next((field for field in _TEXTS if field in fields), None)
+    return None
+
+
+@contextmanager
+def own_names(names: Mapping[str, str]) -> Iterator[None]:
+    """Refusals within speak of a body's own fields, where it became the body of another endpoint:
+    `names` are its own by those of the other."""
+    try:
+        yield
+    except UserError as error:
+        pattern = rf"\b({'|'.join(names)})\b(?!\.)"
+        error.args = (re.sub(pattern, lambda found: names[found[1]], str(error)),)
+        raise
 
 
 def _invalid(error: RequestValidationError) -> tuple[str, str | None, str | None]:
     """One line for what may be a list of complaints: the first is as good as any."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
     if first["type"] == "json_invalid":
         return "the body is not valid JSON.", None, "invalid_json"
+    if first["loc"] == ("body",):
+        return "send a JSON object, with Content-Type: application/json.", None, "invalid_json"
+    # A union complains for each of its members: take one that says more than what was expected.
+    same = [one for one in errors if one["loc"][:2] == first["loc"][:2]]
+    first = next((one for one in same if not one["type"].endswith("_type")), first)
     names = [part for part in first["loc"] if part not in ("body", "query", "path")]
     path, at = list[str](), error.body
-    for part in names:  # pydantic also names the member of a union that it tried
-        unknown = first["type"] in ("extra_forbidden", "missing") and part == names[-1]
+    for number, part in enumerate(names, 1):  # pydantic also names members of unions that it tried
+        is_last = number == len(names)
+        unknown = first["type"] in ("extra_forbidden", "missing") and is_last
+        if isinstance(at, dict) and part == at.get("type") and not is_last:
+            continue
         if (isinstance(at, dict) and part in at) or (
             isinstance(at, list) and isinstance(part, int) and part < len(at)
         ):
@@ -117,6 +149,9 @@ def _invalid(error: RequestValidationError) -> tuple[str, str | None, str | None
         return f"unknown or unsupported field {where!r}; leave it out.", where, "unknown_field"
     if first["type"] == "missing":
         return f"the field {where!r} is missing.", where, "missing_field"
+    if first["type"] == "union_tag_invalid":
+        where += ".type"
+        return f"{where}: input should be {first['ctx']['expected_tags']}.", where, None
     message = str(first["msg"])
     return f"{where or 'the body'}: {message[:1].lower()}{message[1:]}.", where or None, None
 

@@ -7,37 +7,56 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from anyorder.core.errors import InvalidRequest
 from anyorder.core.request import Choice
 from anyorder.server.chat import ChatBody, as_chat, prompt_of, respond
+from anyorder.server.errors import own_names
 from anyorder.server.merging import merged
-from anyorder.server.schemas import Body
+from anyorder.server.schemas import Body, Extras, Many
 from anyorder.server.service import Service, Tickets
-from anyorder.server.shapes import new_id, usage_of
+from anyorder.server.shapes import costs, new_id, usage_of
 from anyorder.server.sse import event
 from anyorder.server.tool_calls import Call
 from anyorder.server.worker import Ticket
 
 router = APIRouter()
+_NAMES = {"stop": "stop_sequences"}
+"""Fields of a chat completion, and what they are called here."""
 
 
-class Block(Body):
-    """A part of a content: text, a call of a tool, or what a tool answered."""
+class TextBlock(Body):
+    """A part of a content that is text."""
 
-    type: Literal["text", "tool_use", "tool_result"]
-    text: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    type: Literal["text"]
+    text: str
+
+
+class ToolUseBlock(Body):
+    """A call of a tool, by an earlier answer."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Body):
+    """What a tool answered. Templates know no errors: the text of one begins with the word."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[TextBlock] | None = None
     is_error: bool | None = None
+
+
+Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
 
 
 class Message(Body):
@@ -56,11 +75,18 @@ class ToolDefinition(Body):
     type: Literal["custom"] | None = None
 
 
-class ToolPick(Body):
-    """Whether a tool must be called, and which."""
+class ToolMode(Body):
+    """Whether a tool must be called."""
 
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class ToolPick(Body):
+    """The tool that must be called."""
+
+    type: Literal["tool"]
+    name: str
     disable_parallel_tool_use: bool | None = None
 
 
@@ -74,25 +100,21 @@ class PromptBody(Body):
     """What an answer is to."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
-    system: str | list[Block] | None = None
+    messages: Many[Message] = Field(min_length=1)
+    system: str | list[TextBlock] | None = None
     tools: list[ToolDefinition] | None = None
-    tool_choice: ToolPick | None = None
+    tool_choice: ToolMode | ToolPick | None = Field(None, discriminator="type")
 
 
-class MessagesBody(PromptBody):
+class MessagesBody(PromptBody, Extras):
     """A chat to be answered."""
 
     max_tokens: int = Field(ge=1)
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
-    method: str | None = Field(None, description="decoding method; /v1/methods lists them")
-    method_options: dict[str, Any] | None = None
-    seed: int | None = None
 
 
 @router.post("/v1/messages", response_model=None)
@@ -102,7 +124,8 @@ async def create(body: MessagesBody, http: HttpRequest) -> Response | dict[str, 
     service.check_model(body.model)
     chat = chat_body(body)
     writer = _Writer(service, body, chat)
-    return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
+    with own_names(_NAMES):
+        return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
 
 
 @router.post("/v1/messages/count_tokens")
@@ -122,9 +145,8 @@ def chat_body(body: PromptBody) -> ChatBody:
     """The same as the body of a chat completion."""
     data: dict[str, Any] = {"messages": _messages(body)}
     if isinstance(body, MessagesBody):
-        for name in ("max_tokens", "temperature", "top_p", "top_k", "method", "seed"):
+        for name in (*Extras.model_fields, "max_tokens", "temperature", "top_p"):
             data[name] = getattr(body, name)
-        data["method_options"] = body.method_options
         data["stop"] = body.stop_sequences
     if body.tools:
         data["tools"] = [
@@ -140,11 +162,13 @@ def chat_body(body: PromptBody) -> ChatBody:
         ]
     if body.tool_choice is not None:
         pick = body.tool_choice
-        named = {"type": "function", "function": {"name": pick.name or ""}}
-        data["tool_choice"] = {"any": "required", "tool": named}.get(pick.type, pick.type)
+        if isinstance(pick, ToolPick):
+            data["tool_choice"] = {"type": "function", "function": {"name": pick.name}}
+        else:
+            data["tool_choice"] = "required" if pick.type == "any" else pick.type
         if pick.disable_parallel_tool_use:
             data["parallel_tool_calls"] = False
-    return as_chat(data)
+    return as_chat(data, body, _NAMES)
 
 
 def _messages(body: PromptBody) -> list[dict[str, Any]]:
@@ -157,26 +181,29 @@ def _messages(body: PromptBody) -> list[dict[str, Any]]:
             messages.append({"role": message.role, "content": blocks})
             continue
         calls, texts = [], []
+        wrong = ToolResultBlock if message.role == "assistant" else ToolUseBlock
         for block in blocks:
-            if block.type == "tool_use":
-                arguments = json.dumps(block.input or {})
-                function = {"name": block.name or "", "arguments": arguments}
+            if isinstance(block, wrong):
+                raise InvalidRequest(f"messages: no {block.type} by the {message.role}.")
+            if isinstance(block, ToolUseBlock):
+                function = {"name": block.name, "arguments": json.dumps(block.input)}
                 calls.append({"id": block.id, "type": "function", "function": function})
-            elif block.type == "tool_result":
+            elif isinstance(block, ToolResultBlock):
                 content = _text(block.content or "")
+                content = f"Error: {content}" if block.is_error else content
                 messages.append(
                     {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
                 )
             else:
-                texts.append(block.text or "")
+                texts.append(block.text)
         if texts or calls:
             own: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
             messages.append({**own, "tool_calls": calls} if calls else own)
     return messages
 
 
-def _text(content: str | list[Block]) -> str:
-    return content if isinstance(content, str) else "".join(block.text or "" for block in content)
+def _text(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content)
 
 
 # --------------------------------------------------------------------------------------- the answer
@@ -192,7 +219,7 @@ class _Writer:
             "type": "message",
             "role": "assistant",
             "model": service.name,
-            "method": body.method or service.method,
+            "method": service.method_of(body),
         }
 
     def answer(self, ticket: Ticket) -> dict[str, Any]:
@@ -283,6 +310,5 @@ def _usage(ticket: Ticket) -> dict[str, Any]:
         "cache_read_input_tokens": cached,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage["completion_tokens"],
-        "forward_passes": usage["forward_passes"],
-        "tokens_per_pass": usage["tokens_per_pass"],
+        **costs([ticket.handle.result()]),
     }

@@ -9,24 +9,33 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from anyorder.core.request import Completion
 from anyorder.server.chat import ChatBody, as_chat, respond
+from anyorder.server.errors import own_names
 from anyorder.server.merging import merged
-from anyorder.server.schemas import Body
+from anyorder.server.schemas import Body, Extras, Many
 from anyorder.server.service import Service, Tickets
-from anyorder.server.shapes import new_id, usage
+from anyorder.server.shapes import costs, new_id, usage
 from anyorder.server.sse import event
 from anyorder.server.tool_calls import Call
 from anyorder.server.worker import Ticket
 
 router = APIRouter()
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "max_new_tokens": "max_output_tokens",
+    "response_format": "text",
+}
+"""Fields of a chat completion, and what they are called here."""
 
 
 class InputPart(Body):
@@ -38,18 +47,50 @@ class InputPart(Body):
     logprobs: list[Any] | None = Field(None, max_length=0)
 
 
-class InputItem(Body):
-    """A message, a call that an earlier answer made, or what it gave."""
+class Item(Body):
+    """What all items may carry over from an earlier answer; it changes nothing."""
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[InputPart] | None = None
     id: str | None = None
     status: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | None = None
+
+
+class MessageItem(Item):
+    """A message."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[InputPart]
+
+
+class CallItem(Item):
+    """A call that an earlier answer made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutputItem(Item):
+    """What the call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str
+
+
+def _kind(item: Any) -> str | None:
+    """A message need not say that it is one."""
+    found = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return found if isinstance(found, str) else None
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[CallOutputItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
 
 
 class FunctionTool(Body):
@@ -69,29 +110,35 @@ class FunctionPick(Body):
     name: str
 
 
-class TextFormat(Body):
-    """What the text must look like."""
+class PlainFormat(Body):
+    """Any text, or any JSON object."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Body):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
 class TextOptions(Body):
     """The form of the text."""
 
-    format: TextFormat | None = None
+    format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
 
 
-class ResponsesBody(Body):
+class ResponsesBody(Extras):
     """What is to be answered."""
 
-    input: str | list[InputItem] = Field(min_length=1)
+    input: str | Many[InputItem] = Field(min_length=1)
     model: str | None = None
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
@@ -101,9 +148,6 @@ class ResponsesBody(Body):
     text: TextOptions | None = None
     store: Literal[False] | None = None
     user: str | None = Field(None, description="a label of the caller; it changes nothing")
-    method: str | None = Field(None, description="decoding method; /v1/methods lists them")
-    method_options: dict[str, Any] | None = None
-    seed: int | None = None
 
 
 @router.post("/v1/responses", response_model=None)
@@ -113,7 +157,8 @@ async def create(body: ResponsesBody, http: HttpRequest) -> Response | dict[str,
     service.check_model(body.model)
     chat = chat_body(body)
     writer = _Writer(service, body, chat)
-    return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
+    with own_names(_NAMES):
+        return await respond(http, chat, writer, streams=bool(body.stream), failure=_failure)
 
 
 def _failure(body: dict[str, Any]) -> str:
@@ -123,7 +168,7 @@ def _failure(body: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------- to a chat body
 def chat_body(body: ResponsesBody) -> ChatBody:
     """The same as the body of a chat completion."""
-    same = ("temperature", "top_p", "seed", "method", "method_options", "parallel_tool_calls")
+    same = (*Extras.model_fields, "temperature", "top_p", "parallel_tool_calls")
     data: dict[str, Any] = {name: getattr(body, name) for name in same}
     data["max_completion_tokens"] = body.max_output_tokens
     data["messages"] = _messages(body)
@@ -137,24 +182,24 @@ def chat_body(body: ResponsesBody) -> ChatBody:
     wanted = body.text.format if body.text is not None else None
     if wanted is not None:
         data["response_format"] = {"type": wanted.type}
-        if wanted.type == "json_schema":
+        if isinstance(wanted, SchemaFormat):
             schema = {"name": wanted.name, "schema": wanted.schema_}
             data["response_format"]["json_schema"] = schema
-    return as_chat(data)
+    return as_chat(data, body, _NAMES)
 
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.instructions is not None:
         messages.append({"role": "system", "content": body.instructions})
-    items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else []
-    for item in items or body.input:
-        assert isinstance(item, InputItem), "text was made an item"
-        if item.type == "function_call":
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    for item in body.input:
+        if isinstance(item, CallItem):
             function = {"name": item.name, "arguments": item.arguments}
             call = {"id": item.call_id, "type": "function", "function": function}
             messages.append({"role": "assistant", "tool_calls": [call]})
-        elif item.type == "function_call_output":
+        elif isinstance(item, CallOutputItem):
             answer = {"tool_call_id": item.call_id, "content": item.output}
             messages.append({"role": "tool", **answer})
         else:
@@ -179,7 +224,7 @@ class _Writer:
             "object": "response",
             "created_at": int(time.time()),
             "model": service.name,
-            "method": body.method or service.method,
+            "method": service.method_of(body),
             "error": None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
@@ -225,8 +270,7 @@ class _Writer:
                 "output_tokens": counts["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": counts["total_tokens"],
-                "forward_passes": counts["forward_passes"],
-                "tokens_per_pass": counts["tokens_per_pass"],
+                **costs([completion]),
             },
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
@@ -21,6 +21,12 @@ from anyorder.core.options import build
 from anyorder.core.request import Guide, Prompt, Request
 from anyorder.server.limits import Limits
 from anyorder.server.service import Service, salt_of
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list of which one wrong item is told, not all of a million."""
+Texts = str | Many[str] | Many[int] | Many[Many[int]]
+"""A text, some texts, token ids, or lists of them."""
 
 
 class Body(BaseModel):
@@ -51,38 +57,43 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
     regex: str | None = None
     lark: str | None = None
-    choices: list[str] | None = None
+    choices: Many[str] | None = None
 
 
-class Sampling(Body):
-    """Controls that all generating endpoints share, under the names that clients know."""
+class Extras(Body):
+    """Controls beyond those of any client's protocol; every generating endpoint takes them."""
 
-    model: str | None = None
     method: str | None = Field(None, description="decoding method; /v1/methods lists them")
     method_options: dict[str, Any] | None = Field(None, description="the method's own options")
-    temperature: float | None = None
-    top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram: int | None = None
-    logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    bad_words: Many[str] | None = None
+    stop_token_ids: Many[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     seed: int | None = None
-    n: int | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
-    canvas: str | list[int | None] | None = Field(
+    canvas: str | Many[int | None] | None = Field(
         None, description="the new text with places to fill in (<|mask|>, or null among ids)"
     )
     cache_salt: str | None = None
+
+
+class Sampling(Extras):
+    """Controls that OpenAI's generating endpoints share, under the names that clients know."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | Many[str] | None = None
+    n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -138,7 +149,7 @@ def make_request(
     given["options"] = body.method_options
     request = Request(
         prompt=prompt,
-        method=body.method or service.method,
+        method=service.method_of(body),
         seed=secrets.randbits(62) if body.seed is None else body.seed,
         cache_salt=salt_of(http, body.cache_salt or ""),
         max_new_tokens=max_new_tokens,

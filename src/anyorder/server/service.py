@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as Seq
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
@@ -28,6 +28,14 @@ from anyorder.server.worker import Ticket, Worker
 T = TypeVar("T")
 RETRY_AFTER = "1"
 """Seconds that a client is told to wait before it tries again."""
+
+
+class Chooses(Protocol):
+    """A body that may name a method."""
+
+    @property
+    def method(self) -> str | None:
+        """None: whichever the server takes."""
 
 
 class Service:
@@ -50,6 +58,10 @@ class Service:
     def num_in_flight(self) -> int:
         """Answers being prepared, made or waiting."""
         return self._num_in_flight
+
+    def method_of(self, body: Chooses) -> str:
+        """The method that a body names, or else the server's."""
+        return self.method if body.method is None else body.method
 
     def check_model(self, model: str | None) -> None:
         """404 for a model that is not the one that runs."""

@@ -21,11 +21,10 @@ def new_id(kind: str) -> str:
 
 
 def usage(completions: Seq[Completion]) -> dict[str, Any]:
-    """Tokens and passes of one call, all its prompts and choices together."""
+    """Tokens and costs of one call, all its prompts and choices together."""
     reports = [completion.report for completion in completions]
     num_prompt = sum(report.num_prompt_tokens for report in reports)
     num_new = sum(report.num_new_tokens for report in reports)
-    num_passes = sum(report.num_forward_passes for report in reports)
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_new,
@@ -33,10 +32,25 @@ def usage(completions: Seq[Completion]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": sum(report.num_cached_tokens for report in reports)
         },
+        **costs(completions),
+    }
+
+
+def costs(completions: Seq[Completion]) -> dict[str, Any]:
+    """What the protocols do not tell; seconds are those of the request that took longest."""
+    reports = [completion.report for completion in completions]
+    num_new = sum(report.num_new_tokens for report in reports)
+    num_passes = sum(report.num_forward_passes for report in reports)
+    times = {
+        name: round(max(getattr(report, f"{name}_seconds") for report in reports), 6)
+        for name in ("queue", "prefill", "decode")
+    }
+    return {
         "forward_passes": num_passes,
         "tokens_per_pass": num_new / max(num_passes, 1),
         "mean_accepted_length": reports[0].mean_accepted_length if len(reports) == 1 else None,
         "exact": all(report.exact for report in reports),
+        "seconds": times,
         "notes": list(dict.fromkeys(note for report in reports for note in report.notes)),
     }
 

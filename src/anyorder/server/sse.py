@@ -7,6 +7,7 @@ clients skip it. A failure in the middle is an event with "error", and nothing f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,6 +19,8 @@ from anyorder.server.errors import ApiError, envelope
 from anyorder.server.service import Service, Tickets, disconnected
 
 PING_SECONDS = 15.0
+FAREWELL_SECONDS = 2.0
+"""A client whose time is up is told so, unless it has stopped reading."""
 DONE = "data: [DONE]\n\n"
 
 
@@ -66,10 +69,14 @@ class EventStream(Response):
             if not sending.done():
                 self._service.metrics.count_end("timeout")
                 sending.cancel()
+                self._tickets.close()
                 error = ApiError(408, self._service.too_slow)
-                await _write(send, self._failure(envelope(error)[1]))
-            else:
-                sending.result()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FAREWELL_SECONDS):
+                        await _write(send, self._failure(envelope(error)[1]))
+                        await _write(send, "", more=False)
+                return
+            sending.result()
             await _write(send, "", more=False)
         finally:
             self._tickets.close()

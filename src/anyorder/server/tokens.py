@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.request import Request
 from anyorder.server.messages_in import ChatMessage, Tool
-from anyorder.server.schemas import Body
+from anyorder.server.schemas import Body, Many
 from anyorder.server.service import Service, salt_of
 from anyorder.server.shapes import clamped, usage
 from anyorder.server.texts import template_message
@@ -25,7 +25,7 @@ class TokenizeBody(Body):
     model: str | None = None
     text: str | None = None
     add_special: bool = True
-    messages: list[ChatMessage] | None = None
+    messages: Many[ChatMessage] | None = None
     tools: list[Tool] | None = None
     add_generation_prompt: bool = True
 
@@ -34,7 +34,7 @@ class DetokenizeBody(Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Many[int]
     skip_special: bool = False
 
 
@@ -42,7 +42,7 @@ class ScoreBody(Body):
     """A text or token ids."""
 
     model: str | None = None
-    text: str | list[int]
+    text: str | Many[int]
 
 
 @router.post("/tokenize")

@@ -47,10 +47,11 @@ class ContiguousCache:
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
-    ) -> None:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new tokens' keys and values of one layer."""
         for stored, new_NGD in zip(self._layers[layer], (keys_NGD, values_NGD), strict=True):
             stored.flatten(0, 1).index_copy_(0, slots_N, new_NGD)
+        return keys_NGD, values_NGD
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [R, K, G, D] of one layer; a view while all texts go on."""
@@ -63,6 +64,9 @@ class ContiguousCache:
         """All keys and values of one layer."""
         keys, values = self._layers[layer]
         return keys, values
+
+    def scales(self, layer: int) -> None:
+        """They are stored as they are."""
 
     def spread(self, sources: Seq[int]) -> None:
         """Text r becomes a copy of what text sources[r] is now, one of each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from anyorder.cli.evaluations.data import Data, held_out_pairs, held_out_texts, open_data
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FLAGS = frozenset(
     {"quantize", "part", "num", "seed", "objective", "block_size", "num_draws", "length", "rows"}
+    | {"cache_dtype"}
 )
 TAKES_REQUEST = False
 _LONGEST = 1024
@@ -47,16 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-draws", metavar="N", help="draws of noise for a bound [16]")
     add("--length", metavar="N", help="tokens of a window [the recipe's, or at most 1024]")
     add("--rows", metavar="N", help="windows of a pass [16]")
+    add(
+        "--cache-dtype",
+        metavar="TYPE",
+        help="int8: also with keys and values read back from a cache of 8 bits, a row more",
+    )
 
 
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
-    """A row for each model."""
+    """A row for each model, and one more with another cache."""
     data = open_data(arguments.data, arguments.part)
     objectives = _objectives(arguments)
     num_draws = whole_number("--num-draws", arguments.num_draws, 16, least=2)
     rows: list[dict[str, Cell]] = []
     for model, objective in zip(arguments.models, objectives, strict=True):
-        rows.append(_row(arguments, data, model, objective, num_draws, shown))
+        rows += _rows(arguments, data, model, objective, num_draws, shown)
     same = len({row["tokens"] for row in rows}) == 1
     notes = [f"Data: {data.name}; {rows[0]['bytes']:,} bytes of text to predict."]
     if any(row["error"] is not None for row in rows):
@@ -98,28 +105,32 @@ def _objectives(arguments: argparse.Namespace) -> list[Objective | None]:
     return found or [None] * num_models
 
 
-def _row(
+def _rows(
     arguments: argparse.Namespace,
     data: Data,
     model: str,
     objective: Objective | None,
     num_draws: int,
     shown: Shown,
-) -> dict[str, Cell]:
+) -> Iterator[dict[str, Cell]]:
     from anyorder.evaluation.likelihood import likelihood, trained_with
 
     loaded = load_shown(model, shown, dtype=arguments.dtype, quantize=arguments.quantize)
     objective = objective or trained_with(loaded.abilities)
     batches, size = _batches(arguments, data, loaded)
-    found = likelihood(
-        as_trainee(loaded),
-        batches,
-        objective,
-        num_draws=num_draws,
-        seed=controls(arguments, {}).seed,
-        progress=shown,
-    )
-    return _values(name_of_model(model), lookup.name_of(objective), found, size)
+    for cache_dtype in dict.fromkeys((None, arguments.cache_dtype)):
+        found = likelihood(
+            as_trainee(loaded, cache_dtype=cache_dtype),
+            batches,
+            objective,
+            num_draws=num_draws,
+            seed=controls(arguments, {}).seed,
+            progress=shown,
+        )
+        name = name_of_model(model)
+        if cache_dtype is not None:
+            name += f" ({cache_dtype} cache)"
+        yield _values(name, lookup.name_of(objective), found, size)
 
 
 def _batches(

@@ -44,15 +44,21 @@ def tokenizer_of(loaded: LoadedModel) -> Tokenizer:
     return loaded.tokenizer
 
 
-def as_trainee(loaded: LoadedModel) -> Trainee:
-    """A finished model as objectives see it."""
+def as_trainee(loaded: LoadedModel, *, cache_dtype: str | None = None) -> Trainee:
+    """A finished model as objectives see it; with `cache_dtype` it sees keys and values as they
+    come back from such a cache."""
     import torch
 
     from anyorder.training.network import Trainee
 
-    network = loaded.network
+    network, abilities = loaded.network, loaded.abilities
     assert isinstance(network, torch.nn.Module), "every loaded network is one"
-    return Trainee(network=network, abilities=loaded.abilities, tokenizer=loaded.tokenizer)
+    module: torch.nn.Module = network
+    if cache_dtype is not None:
+        from anyorder.evaluation.through_cache import ThroughCache
+
+        module = ThroughCache(network, abilities, cache_dtype)
+    return Trainee(network=module, abilities=abilities, tokenizer=loaded.tokenizer)
 
 
 def controls(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:

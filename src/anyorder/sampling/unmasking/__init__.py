@@ -15,10 +15,14 @@ from typing import ClassVar, Literal
 
 from anyorder.core.options import validate
 
-Schedule = Literal["linear", "cosine", "late"]
+Schedule = Literal["linear", "cosine", "late", "geometric"]
 """Share of places still open when a share `done` of the steps is done. linear: 1 - done. cosine:
 cos(pi/2 done), few places first (MaskGIT, arXiv 2202.04200). late: linear down to a thousandth, and
-numbers of places rounded down, not up; the last step takes the rest (Dream, arXiv 2508.15487)."""
+numbers of places rounded down, not up; the last step takes the rest (Dream, arXiv 2508.15487).
+geometric: 1 - exp(-level), of levels that fall from 20 to a ten-thousandth by equal factors, which
+spends its steps where nearly all places are open and where nearly none are (SEDD's for uniform
+noise, arXiv 2310.16834)."""
+_LEVELS = (20.0, 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -93,6 +97,8 @@ def open_share(schedule: Schedule, done: float) -> float:
         return 0.0
     if schedule == "cosine":
         return math.cos(math.pi / 2 * done)
+    if schedule == "geometric":
+        return -math.expm1(-_LEVELS[0] * (_LEVELS[1] / _LEVELS[0]) ** done)
     return 1 - done if schedule == "linear" else 1 - done * (1 - 1e-3)
 
 

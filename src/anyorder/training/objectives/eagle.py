@@ -120,17 +120,22 @@ class _Kept:
 
     def write(
         self, layer: int, slots_N: torch.Tensor, keys_NGD: torch.Tensor, values_NGD: torch.Tensor
-    ) -> None:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step's, behind those of the steps before."""
         shape = (self._num_sequences, -1, *keys_NGD.shape[1:])
         self._keys.append(keys_NGD.reshape(shape))
         self._values.append(values_NGD.reshape(shape))
+        return keys_NGD, values_NGD
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, K, G, D] of all steps."""
         return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See KeyValuePool: for kernels without gradients."""
+        raise AssertionError("there are no pages in training")
+
+    def scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See KeyValuePool: for kernels without gradients."""
         raise AssertionError("there are no pages in training")
 

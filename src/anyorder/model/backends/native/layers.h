@@ -18,6 +18,7 @@ struct Layer {
     Matrix qkv, out, gate_up, down;
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // of the heads may be null
     void *keys, *values;   // pages [pages, page size, key heads, head width]
+    float *key_scales, *value_scales;  // [pages, page size, key heads] of int8 pages; or null
     int64_t rope;          // which of the pass's rotations; -1: none
     int64_t window;        // a query sees keys less than so many positions before it; 0: all
     double scale;          // of attention's scores

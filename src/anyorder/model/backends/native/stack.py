@@ -52,7 +52,7 @@ def _structure(name: str, **kinds: str) -> type[ctypes.Structure]:
 _Layer = _structure(
     "Layer",
     matrices="qkv out gate_up down",
-    pointers="attention_norm query_norm key_norm mlp_norm keys values",
+    pointers="attention_norm query_norm key_norm mlp_norm keys values key_scales value_scales",
     numbers="rope window",
     reals="scale",
 )
@@ -214,6 +214,9 @@ class LayerStack:
         for index, entry in enumerate(layers):
             keys, values = pool.pages(index)
             entry.keys, entry.values = keys.data_ptr(), values.data_ptr()
+            scales = pool.scales(index)
+            if scales is not None:
+                entry.key_scales, entry.value_scales = (scale.data_ptr() for scale in scales)
         return layers
 
     def _table(self, rope: Rope, dtype: torch.dtype, num_positions: int) -> Rotation:

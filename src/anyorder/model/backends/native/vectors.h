@@ -9,7 +9,7 @@
 //   Step<T>            how products are summed: Values, COUNT of them, load, add(sums, a, b); the same
 //                      bits as floats (`floats`, `of`), and one such float in every lane (`repeat`)
 //   transpose          of LANES registers: lane j of register i becomes lane i of register j
-//   Wide<T>            load and store of LANES values as floats
+//   Wide<T>            load and store of LANES values as floats, and of int8_t
 //   MOST_ROWS          input rows of a tile; 4 * MOST_ROWS sums must fit into the registers
 
 #pragma once
@@ -128,6 +128,18 @@ struct Wide<bf16> {
     }
 };
 template <>
+struct Wide<int8_t> {
+    static inline Sums load(const int8_t* from) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    }
+    static inline void store(Sums values, int8_t* to) {  // to nearest, ties to even
+        int32_t rounded[8];
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(rounded), _mm256_cvtps_epi32(values));
+        for (int i = 0; i < 8; i++) to[i] = static_cast<int8_t>(rounded[i]);
+    }
+};
+template <>
 struct Step<bf16> : Step<float> {
     static inline Values load(const bf16* from) { return Wide<bf16>::load(from); }
 };
@@ -221,6 +233,17 @@ struct Wide<bf16> {
         const __m512i high = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan,
                                                    _mm512_set1_epi32(0x7fc0));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
+    }
+};
+template <>
+struct Wide<int8_t> {
+    static inline Sums load(const int8_t* from) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    }
+    static inline void store(Sums values, int8_t* to) {  // to nearest, ties to even
+        const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(values));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
     }
 };
 template <>

@@ -112,7 +112,10 @@ def test_medusa_heads(
     folder = write_medusa(tmp_path, num_heads, num_blocks, prefix)
     loaded = load_draft(folder, target)["target"]
     assert isinstance(loaded.network, NetworkWithHeads) and loaded.network.base is target.network
-    assert loaded.abilities == dataclasses.replace(target.abilities, num_heads=num_heads)
+    drafts = {"speculative": {"drafter": "medusa"}}
+    assert loaded.abilities == dataclasses.replace(
+        target.abilities, num_heads=num_heads, decoding=drafts
+    )
     assert loaded.tokenizer is target.tokenizer and loaded.network.device.type == "cpu"
     x = torch.randn(4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = {key.removeprefix(prefix): tensor for key, tensor in read(folder).items()}

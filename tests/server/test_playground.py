@@ -214,16 +214,19 @@ def test_whoever_reads_is_not_scrolled_away(
         return tick()
 
     monkeypatch.setattr(engine, "tick", slowly)
-    page.set_viewport_size({"width": 500, "height": 400})
+    page.set_viewport_size({"width": 320, "height": 400})
     say(at, "on and on", max_tokens=300)
     live.wait_until(lambda: live.service.worker.is_busy)
     body = page.locator(".turn.assistant .body")
-    page.wait_for_function("document.querySelector('.turn.assistant .body').offsetHeight > 500")
+
+    def height() -> int:
+        return int(body.evaluate("element => element.offsetHeight"))
+
+    live.wait_until(lambda: height() > 100, seconds=60)
+    assert page.evaluate("scrollY") > 0, "the page follows a reader who stays at the end"
     page.evaluate("scrollTo(0, 0)")
-    height = body.evaluate("element => element.offsetHeight")
-    page.wait_for_function(
-        f"document.querySelector('.turn.assistant .body').offsetHeight > {height}"
-    )
+    before = height()
+    live.wait_until(lambda: height() > before, seconds=60)
     assert page.evaluate("scrollY") == 0
     page.keyboard.press("Escape")
     expect(page.locator(".turn.assistant header")).to_contain_text("stopped")

@@ -69,7 +69,7 @@ def test_memory_is_a_quarter_of_float32_and_about_half_of_bfloat16() -> None:
     ]:
         pool = make(kind, dtype)
         num_bytes = sum(tensor.nbytes for tensor in pool.tensors())
-        assert num_bytes == 6 * 4 * kind.bytes_per_token(SHAPES, dtype)
+        assert num_bytes == 7 * 4 * kind.bytes_per_token(SHAPES, dtype)
         sizes[kind, dtype] = num_bytes
     ratio = sizes[Int8Pool, torch.float32] / sizes[Pool, torch.float32]
     assert ratio == pytest.approx((2 * 68 + 36) / (2 * 256 + 128))

@@ -242,7 +242,8 @@ def test_drop_and_replay_keep_the_tokens() -> None:
     store.drop(sequence)
     assert sequence.tokens == [1, 2, 3, 4, 5] and sequence.num_resident == 0
     run(store, sequence, [1, 2, 3])
-    run(store, sequence, list(sequence.spans[0].tokens), BIDIRECTIONAL)
+    assert sequence.spans[0].cut == (6,)
+    run(store, sequence, [4, 5, 6], BIDIRECTIONAL)
     assert sequence.num_resident == 5 and len(sequence.spans) == 1
     assert_consistent(store, [sequence])
 

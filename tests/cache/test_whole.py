@@ -91,7 +91,7 @@ def test_a_replay_is_offered_again() -> None:
     store.commit(sequence, TEXT, BIDIRECTIONAL)
     store.publish(sequence, 0)
     assert find(store, TEXT) == 6
-    assert sequence.spans[0].tokens == tuple(TEXT) and len(sequence.spans) == 1
+    assert sequence.spans[0].length == len(TEXT) and len(sequence.spans) == 1
 
 
 def test_readers_share_what_they_cached_only_of_one_source() -> None:

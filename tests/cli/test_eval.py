@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,13 +19,11 @@ from tests.model.seq2seq import make
 
 import anyorder
 from anyorder.cli import eval as eval_verb
-from anyorder.cli.evaluations.drafting import _made_for
 from anyorder.evaluation import translation
 from anyorder.evaluation.brier import brier
 from anyorder.evaluation.translation import Translations
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.classifier import Classifier, load_classifier, save_classifier
-from anyorder.model.loaded import LoadedModel, load
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.documents import Document, Encoder, PairEncoder
 
@@ -469,16 +466,3 @@ def test_mistakes(run: Run, model: str, recipe: str, tmp_path: Path) -> None:
     samples.write_text('{"text": "a"}\n{"txt": "b"}\n')
     outcome = run("eval", str(samples), "--task", "quality")
     assert outcome.code == 2 and "line 2 is not an object with a text" in outcome.err
-
-
-def test_the_drafter_that_a_model_is_made_for(model: str) -> None:
-    target = load(model)
-
-    def made(**changes: Any) -> LoadedModel:
-        abilities = replace(target.abilities, **changes)
-        return LoadedModel(network=target.network, abilities=abilities)
-
-    assert _made_for({"target": target, "draft": target}) == "draft_model"
-    assert _made_for({"target": made(num_heads=3)}) == "medusa"
-    for kind, name in (("eagle", "eagle"), ("dflash", "block_drafter")):
-        assert _made_for({"target": target, "draft": made(kind=kind)}) == name

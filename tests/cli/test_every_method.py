@@ -51,6 +51,23 @@ def test_a_saved_folder_answers_like_the_network_that_was_saved(run: Run, method
         assert data["report"]["num_forward_passes"] > 0 and expected.tokens, kind
 
 
+def test_a_draft_folder_says_what_drafts(run: Run) -> None:
+    """Nobody names the drafter, neither to use it nor to set its options."""
+    flags = ["--max-new-tokens", str(LENGTH), "--seed", "3"]
+    speculative = [*flags, "--method", "speculative", "-o", "adaptive=no", "--stats"]
+    plain = run("generate", PROMPT, *source("text"), *flags).out
+    for options in ([], ["-o", "drafter.nodes=4"], ["-o", "drafter=medusa"]):
+        told = run("generate", PROMPT, *source("heads"), *speculative, *options)
+        assert told.out == plain and "accepted at a time" in told.err, told.err
+    wrong = run("generate", PROMPT, *source("heads"), *speculative, "-o", "drafter.longest=3")
+    assert wrong.code == 2 and "unknown medusa option 'longest'" in wrong.err
+    alone = run("generate", PROMPT, *source("text"), *speculative, "-o", "drafter.nodes=4")
+    assert alone.code == 2 and "unknown prompt_lookup option 'nodes'" in alone.err
+    two = ["-m", str(folder("text")), "--draft", str(folder("text"))]
+    told = run("generate", PROMPT, *two, *speculative, "-o", "drafter.confidence=0")
+    assert told.out == plain and "passes by model: target" in told.err and "draft" in told.err
+
+
 SIDES = {"masked_diffusion": "masks", "insertion": "edits", "calm": "patches"}
 
 
@@ -78,6 +95,7 @@ def test_three_of_them_side_by_side(run: Run, tmp_path: Path) -> None:
         assert {entry["step"] for entry in answer["trace"]} == {e.step for e in alone.trace}
         costs = [str(report["num_new_tokens"]), str(report["num_forward_passes"])]
         costs += [f"{report['tokens_per_pass']:.2f}"]
-        table = [row.split() for row in told.splitlines() if row.startswith(f"{method} on")]
-        numbers = [word for word in table[-1] if word.replace(".", "").isdigit()]
-        assert numbers[:3] == costs and len(numbers) == 5, table
+        title, row = [line for line in told.splitlines() if line.startswith(f"{method} on ")]
+        numbers = [word for word in row.split() if word.replace(".", "").isdigit()]
+        assert numbers[:3] == costs and len(numbers) == 5, row
+        assert title == f"{method} on {folder(kind)}"

@@ -21,6 +21,7 @@ from anyorder.core.options import (
     build,
     describe,
     json_schema,
+    overlay,
     parse,
     validate,
 )
@@ -372,7 +373,7 @@ def test_bad_parts_are_refused(value: object, error: type[Exception], message: s
 )  # fmt: skip
 def test_parts_on_a_command_line(assignments: list[str], expected: object) -> None:
     parsed = parse(Whole, ["length=5", *assignments])
-    assert parsed == {"length": 5, "drafter": expected}
+    assert parsed["length"] == 5
     assert build(Whole, parsed) == Whole(length=5, drafter=expected)  # type: ignore[arg-type]
 
 
@@ -382,6 +383,7 @@ def test_parts_on_a_command_line(assignments: list[str], expected: object) -> No
         ("drafter=nobody", "unknown drafter 'nobody'; drafters: "),
         ("drafter.longst=3", "unknown prompt_lookup option 'longst'; did you mean 'longest'?"),
         ("drafter.longest=many", "longest must be an integer from 1 to 16, got 'many'."),
+        ("drafter.nodes=999", "nodes must be an integer from 1 to 256, got 999."),
         ("drafter.longest=99", "longest must be an integer from 1 to 16, got 99."),
         ("length.longest=3", "unknown option 'length.longest'"),
         ("drafer.longest=3", "unknown option 'drafer.longest'"),
@@ -396,6 +398,26 @@ def test_bad_parts_on_a_command_line(assignments: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(Whole, assignments.replace(" drafter.", "\n drafter.").split("\n "))
     assert str(caught.value).startswith(message)
+
+
+def test_whose_options_they_are_may_be_found_out_later() -> None:
+    """A model's own part, or one given after all, or the method's."""
+    parsed = parse(Whole, ["drafter.nodes=8"])
+    for default in ("eagle", {"name": "eagle", "top": 2, "nodes": 3}):
+        found = build(Whole, overlay(Whole, {"drafter": default, "length": 7}, parsed))
+        drafter: Any = found.drafter
+        assert (lookup.name_of(drafter), drafter.nodes, found.length) == ("eagle", 8, 7)
+        assert drafter.top == (4 if default == "eagle" else 2)
+    with pytest.raises(UserError, match="unknown prompt_lookup option 'nodes'"):
+        build(Whole, overlay(Whole, {}, parsed))
+    with pytest.raises(UserError, match="unknown suffix_automaton option 'nodes'"):
+        build(Whole, overlay(Whole, {"drafter": "suffix_automaton"}, parsed))
+    named = overlay(Whole, {"drafter": "eagle"}, {"drafter": {"name": "medusa", "nodes": 5}})
+    assert lookup.name_of(build(Whole, named).drafter) == "medusa"
+    unnamed = overlay(Whole, {"drafter": "eagle"}, {"drafter": {"nodes": 5}})
+    assert lookup.name_of(build(Whole, unnamed).drafter) == "eagle"
+    other = overlay(Whole, {"drafter": {"name": "eagle", "nodes": 5}}, {"drafter": "medusa"})
+    assert lookup.name_of(build(Whole, other).drafter) == "medusa"
 
 
 def test_schema_of_a_part() -> None:

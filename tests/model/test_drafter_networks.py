@@ -112,7 +112,10 @@ def test_medusa_heads(
     folder = write_medusa(tmp_path, num_heads, num_blocks, prefix)
     loaded = load_draft(folder, target)["target"]
     assert isinstance(loaded.network, NetworkWithHeads) and loaded.network.base is target.network
-    assert loaded.abilities == dataclasses.replace(target.abilities, num_heads=num_heads)
+    drafts = {"speculative": {"drafter": "medusa"}}
+    assert loaded.abilities == dataclasses.replace(
+        target.abilities, num_heads=num_heads, decoding=drafts
+    )
     assert loaded.tokenizer is target.tokenizer and loaded.network.device.type == "cpu"
     x = torch.randn(4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = {key.removeprefix(prefix): tensor for key, tensor in read(folder).items()}
@@ -132,6 +135,7 @@ def test_eagle_equals_its_dense_twin(
     loaded = load_draft(folder, target)["draft"]
     network: Any = loaded.network
     assert loaded.abilities.kind == "eagle"
+    assert loaded.abilities.decoding == {"speculative": {"drafter": "eagle"}}
     assert loaded.abilities.features == (2, NUM_LAYERS // 2, NUM_LAYERS - 3) == (2, 3, 4)
     weights, text, after = read(folder), ids(0, 9), ids(1, 3)
     embedding = weights.get("embed_tokens.weight", target_weights["model.embed_tokens.weight"])
@@ -182,6 +186,7 @@ def test_dflash_equals_its_dense_twin(
     network: Any = loaded.network
     abilities = loaded.abilities
     assert (abilities.kind, abilities.block_size, abilities.mask_token) == ("dflash", BLOCK, MASK)
+    assert abilities.decoding == {"speculative": {"drafter": "block_drafter"}}
     assert abilities.features == tuple(layer + 1 for layer in FUSED_LAYERS)
     text = ids(0, 9)
     block = [text[-1], *[MASK] * (BLOCK - 1)]
@@ -358,6 +363,7 @@ def test_a_target_with_heads_takes_another_drafter(target: LoadedModel, tmp_path
 def test_a_decoder_is_still_a_draft_model(target: LoadedModel, target_folder: Path) -> None:
     loaded = load_draft(target_folder, target, dtype=torch.float64, device="cpu")
     assert loaded["draft"].abilities.kind == "decoder"
+    assert loaded["draft"].abilities.decoding == {"speculative": {"drafter": "draft_model"}}
 
 
 # ---------------------------------------------------------------------- read out with target's rows

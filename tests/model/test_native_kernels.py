@@ -20,6 +20,7 @@ from anyorder.core.batch import KeyValuePool, dense_batch
 from anyorder.model.backends import linear as linear_module
 from anyorder.model.backends import native
 from anyorder.model.backends.linear import Linear, linear
+from anyorder.model.backends.native import attention as attention_module
 from anyorder.model.backends.native import stack
 from anyorder.model.config import Experts, LayerConfig, ModelConfig, Rope
 from anyorder.model.transformer import Transformer
@@ -159,6 +160,12 @@ def network(dtype: torch.dtype, **changes: Any) -> Transformer:
     return Transformer.random(config(**changes), seed=0, spread=0.1, dtype=dtype)
 
 
+def on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers run on torch from here on; products of matrices still use the kernels."""
+    monkeypatch.setattr(stack, "MOST_ROWS", {})
+    monkeypatch.setattr(attention_module, "MOST_ROWS", {})
+
+
 @torch.no_grad()
 def logits(model: Transformer, pool: KeyValuePool | None = None) -> list[torch.Tensor]:
     cached = Cached(model, 3, 24, pool=pool)
@@ -182,7 +189,7 @@ def test_layers_are_torchs(
     monkeypatch.setattr(stack.LayerStack, "run", lambda *given: (runs.append(1), known(*given))[1])
     native_NV = torch.cat(logits(model))
     assert len(runs) == len(PIECES)
-    monkeypatch.setattr(stack, "MOST_ROWS", {})
+    on_torch(monkeypatch)
     plain_NV = torch.cat(logits(model))
     assert len(runs) == len(PIECES)
     scale = plain_NV.std()
@@ -235,7 +242,7 @@ def test_fresh_sequences_read_nothing_from_the_pool(
     batch = dataclasses.replace(dense_batch(tokens_BT, seen), slots_N=torch.arange(3, 21))
     with torch.no_grad():
         fresh = model.hidden(batch, Pool(model, 6))
-        monkeypatch.setattr(stack, "MOST_ROWS", {})
+        on_torch(monkeypatch)
         plain = model.hidden(batch, Pool(model, 6))
     torch.testing.assert_close(fresh, plain, atol=1e-4, rtol=0)
 
@@ -267,7 +274,7 @@ def test_int8_pages_are_read_as_torch_reads_them(
     with torch.no_grad():
         native = int8_pool(model)
         native_NV = torch.cat(logits(model, native))
-        monkeypatch.setattr(stack, "MOST_ROWS", {})
+        on_torch(monkeypatch)
         plain = int8_pool(model)
         plain_NV = torch.cat(logits(model, plain))
         twin_NV = torch.cat(logits(model, RoundingPool(model, 120)))
@@ -378,5 +385,6 @@ def test_layers_with_further_weights_run_on_torch() -> None:
 def test_without_kernels_everything_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.cat(logits(network(torch.float32)))
     monkeypatch.setattr(stack, "level", lambda: 0)
+    monkeypatch.setattr(attention_module, "library", lambda: None)
     monkeypatch.setattr(linear_module, "library", lambda: None)
     torch.testing.assert_close(torch.cat(logits(network(torch.float32))), expected)

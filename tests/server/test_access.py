@@ -132,14 +132,17 @@ def test_limits_are_named(model: LoadedModel) -> None:
 
 def test_too_much_at_once(model: LoadedModel) -> None:
     with running(model, {"max_in_flight": 3}) as live:
-        answer = live.http.post("/v1/completions", json={**BODY, "n": 4})
-        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-        assert answer.json()["error"]["type"] == "rate_limit_error"
+        for change in ({"n": 4}, {"prompt": ["a", "b"], "n": 2}, {"best_of": 4}):
+            answer = live.http.post("/v1/completions", json={**BODY, **change})
+            assert answer.status_code == 400, "trying again would not help"
+            assert answer.json()["error"]["param"] in ("n", "best_of")
         long = {**BODY, "n": 3, "max_tokens": 60, "ignore_eos": True}
         with live.http.stream("POST", "/v1/completions", json={**long, "stream": True}) as stream:
             lines = stream.iter_lines()
             next(lines)
-            assert live.http.post("/v1/completions", json=BODY).status_code == 429
+            answer = live.http.post("/v1/completions", json=BODY)
+            assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["type"] == "rate_limit_error"
             for _ in lines:
                 pass
         live.wait_until(lambda: live.service.num_in_flight == 0)

@@ -191,6 +191,9 @@ def test_a_million_wrong_items_are_one_complaint(live: Live) -> None:
     wrong = ["a", *[0] * 1_000_000]
     for field in ("prompt", "stop", "stop_token_ids", "bad_words", "canvas"):
         assert error_of(live.http.post("/v1/completions", json={**TEXT, field: wrong}))["param"]
+    for change in ({"method": "a" * 10**6}, {"model": "a" * 10**6}, {"stop": ["", "a" * 200] * 8}):
+        answer = live.http.post("/v1/completions", json={**TEXT, **change})
+        assert len(error_of(answer, 404 if "model" in change else 400)["message"]) < 1100
     assert time.perf_counter() - began < 10
 
 

@@ -40,6 +40,11 @@ def test_methods_are_described_by_schemas(live: Live) -> None:
         jsonschema.Draft202012Validator.check_schema(entry["options"])
         assert entry["usable"] == (entry["id"] in live.service.engine.usable_methods)
     jsonschema.Draft202012Validator.check_schema(page["controls"])
+    warm = {entry["id"]: entry["default_temperature"] for entry in page["data"]}
+    assert warm["autoregressive"] == warm["masked_diffusion"] == 1.0 and warm["beam_search"] == 0.0
+    for name in live.service.engine.usable_methods:  # what the page says can be asked for
+        body = {"prompt": "The", "max_tokens": 1, "method": name, "temperature": warm[name]}
+        assert live.http.post("/v1/completions", json=body).status_code == 200
 
 
 def test_tokens_there_and_back(live: Live) -> None:

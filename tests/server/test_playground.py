@@ -142,6 +142,96 @@ def test_a_chat_streams_and_branches(at: Page, tmp_path: Path) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
+def test_another_answer_is_another_text(at: Page) -> None:
+    """In a chat a seed is sent if one was chosen, and branches are walked from the keyboard."""
+    page = at.page
+    say(at, "the sea")
+    expect(page.locator(".turn.assistant header")).to_contain_text("12 tokens")
+    page.locator("#chat-settings input[name=seed]").fill("0")
+    page.click("#regenerate")
+    header = page.locator(".turn.assistant header")
+    expect(header).to_contain_text("2/2")
+    expect(header).to_contain_text("12 tokens")
+    first, second = at.bodies("chat/completions")
+    assert "seed" not in first and first["temperature"] > 0
+    assert second["seed"] == 0
+    page.get_by_role("button", name="previous branch").focus()
+    page.keyboard.press("Enter")
+    expect(header).to_contain_text("1/2")
+    page.keyboard.press("Enter")
+    expect(header).to_contain_text("2/2")
+
+    page.locator("#chat-settings select[name=method]").select_option("beam_search")
+    assert page.locator("#chat-settings input[name=temperature]").input_value() == "0"
+    assert page.locator("#chat-settings input[name=max_tokens]").input_value() == "12"
+
+
+def test_the_keyboard_is_enough(at: Page) -> None:
+    """Write, send, change the view, run, walk through passes and tokens, without a pointer."""
+    page, keys = at.page, at.page.keyboard
+
+    def focused() -> str:
+        return str(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+
+    def tab_to(wanted: str, most: int = 60) -> None:
+        for _ in range(most):
+            if page.evaluate(f"document.activeElement.matches({json.dumps(wanted)})"):
+                return
+            keys.press("Tab")
+        raise AssertionError(f"Tab does not lead to {wanted}; it ended at {focused()}")
+
+    tab_to("#message")
+    keys.type("the sea")
+    keys.press("Control+Enter")
+    expect(page.locator(".turn.assistant header")).to_contain_text("passes")
+    page.evaluate("document.activeElement.blur()")
+    tab_to("#tab-chat")
+    keys.press("ArrowRight")
+    assert focused() == "tab-canvas"
+    tab_to("#canvas input[name=max_tokens]")
+    keys.press("Control+A")
+    keys.type("8")
+    tab_to("#canvas button.main")
+    keys.press("Enter")
+    expect(page.locator("#canvas output")).to_have_text("pass 8 of 8")
+    expect(page.locator("#canvas button.main")).to_be_enabled(timeout=WAIT)
+    tab_to("#canvas input[type=range]")
+    keys.press("ArrowLeft")
+    expect(page.locator("#canvas output")).to_have_text("pass 7 of 8")
+    tab_to("#canvas .token")
+    keys.press("ArrowRight")
+    expect(page.locator("#canvas .detail")).to_contain_text("pass 2, place 2")
+
+
+def test_whoever_reads_is_not_scrolled_away(
+    at: Page, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, engine = at.page, live.service.engine
+    tick = engine.tick
+
+    def slowly() -> bool:
+        time.sleep(0.01)
+        return tick()
+
+    monkeypatch.setattr(engine, "tick", slowly)
+    page.set_viewport_size({"width": 320, "height": 400})
+    say(at, "on and on", max_tokens=300)
+    live.wait_until(lambda: live.service.worker.is_busy)
+    body = page.locator(".turn.assistant .body")
+
+    def height() -> int:
+        return int(body.evaluate("element => element.offsetHeight"))
+
+    live.wait_until(lambda: height() > 100, seconds=60)
+    assert page.evaluate("scrollY") > 0, "the page follows a reader who stays at the end"
+    page.evaluate("scrollTo(0, 0)")
+    before = height()
+    live.wait_until(lambda: height() > before, seconds=60)
+    assert page.evaluate("scrollY") == 0
+    page.keyboard.press("Escape")
+    expect(page.locator(".turn.assistant header")).to_contain_text("stopped")
+
+
 def test_a_chat_is_stopped(at: Page, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = live.service.worker
     live.wait_until(lambda: not worker.is_busy)

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from benchmarks.load import stall
+from benchmarks.servers import ServerProcess, anyorder_server, free_port
 
 from anyorder.cli.main import main
 
@@ -66,6 +69,36 @@ def test_running_streams_finish(process: tuple[subprocess.Popen[str], str]) -> N
     assert json.loads(rest[-2][5:])["choices"][0]["finish_reason"] == "length"
     assert refused, "new work was accepted"
     assert made.wait(timeout=20) == 0
+
+
+def test_what_does_not_finish_in_time_is_cut(folder: Path) -> None:
+    """Long answers and a client that never reads keep the process no longer than it was told."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    long = {"prompt": "On", "max_tokens": 900, "ignore_eos": True, "n": 16}
+    with ServerProcess(anyorder_server(str(folder), port, "--drain-seconds", "1"), port) as server:
+        stalled = stall(port, {**long, "logprobs": 20})
+        whole: list[httpx2.Response] = []
+
+        def ask() -> None:
+            whole.append(httpx2.post(url, json={**long, "n": 8}, timeout=60))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        with httpx2.stream("POST", url, json={**long, "stream": True}, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            began = time.perf_counter()
+            os.kill(server.process.pid, signal.SIGTERM)
+            seen = [line[5:].strip() for line in lines if line.startswith("data:")]
+        assert server.process.wait(timeout=30) == 0
+        assert time.perf_counter() - began < 20
+        thread.join()
+        stalled.close()
+    assert "[DONE]" not in seen, "a client must see that its answer was cut"
+    for error in (json.loads(seen[-1])["error"], whole[0].json()["error"]):
+        assert error["message"] == "the server is shutting down."
+    assert whole[0].status_code == 503 and whole[0].headers["retry-after"] == "1"
 
 
 def test_mistakes_before_a_model_is_loaded(

@@ -14,7 +14,7 @@ from anyorder.cache.pool import Pool, put
 
 
 class Int8Pool(Pool):
-    """[num_pages, page_size, G, D] keys and values for every layer, and their scales."""
+    """[num_pages + 1, page_size, G, D] keys and values for every layer, and their scales."""
 
     def __init__(
         self,
@@ -26,15 +26,15 @@ class Int8Pool(Pool):
         device: torch.device,
     ) -> None:
         """`dtype` is what is read as."""
-        super().__init__(
-            shapes, num_pages=num_pages, page_size=page_size, dtype=torch.int8, device=device
-        )
         self.dtype = dtype
         self.key_scales = [
-            torch.empty(num_pages, page_size, heads, dtype=torch.float32, device=device)
+            torch.empty(num_pages + 1, page_size, heads, dtype=torch.float32, device=device)
             for heads, _ in shapes
         ]
         self.value_scales = [torch.empty_like(scales) for scales in self.key_scales]
+        super().__init__(
+            shapes, num_pages=num_pages, page_size=page_size, dtype=torch.int8, device=device
+        )
 
     @staticmethod
     def bytes_per_token(shapes: list[tuple[int, int]], dtype: torch.dtype) -> int:
@@ -74,7 +74,7 @@ class Int8Pool(Pool):
         return keys, values
 
     def scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What keys and values are multiplied by, [num_pages, page_size, G]."""
+        """What keys and values are multiplied by, [num_pages + 1, page_size, G]."""
         return self.key_scales[layer], self.value_scales[layer]
 
 

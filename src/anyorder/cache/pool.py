@@ -11,7 +11,7 @@ import torch
 
 
 class Pool:
-    """[num_pages, page_size, G, D] keys and values for every layer."""
+    """[num_pages + 1, page_size, G, D] keys and values for every layer; the last page is blank."""
 
     def __init__(
         self,
@@ -23,12 +23,17 @@ class Pool:
         device: torch.device,
     ) -> None:
         self.page_size = page_size
+        self.device = device
+        self.blank = num_pages
+        """A page that nobody is given. Where requests with few pages are read beside ones with
+        many, it stands for the missing ones."""
         self.keys = [
-            torch.empty(num_pages, page_size, heads, width, dtype=dtype, device=device)
+            torch.empty(num_pages + 1, page_size, heads, width, dtype=dtype, device=device)
             for heads, width in shapes
         ]
         self.values = [torch.empty_like(keys) for keys in self.keys]
         self._views: dict[int, tuple[torch.Tensor, slice | None]] = {}
+        self.clear_page(self.blank)
 
     @staticmethod
     def bytes_per_token(shapes: list[tuple[int, int]], dtype: torch.dtype) -> int:
@@ -36,7 +41,7 @@ class Pool:
         return sum(2 * heads * width for heads, width in shapes) * dtype.itemsize
 
     def tensors(self) -> list[torch.Tensor]:
-        """All that a page has a part of, [num_pages, page_size, ...]."""
+        """All that a page has a part of, [num_pages + 1, page_size, ...]."""
         return [*self.keys, *self.values]
 
     def prepare(self) -> None:
@@ -92,8 +97,8 @@ class Pool:
 
     def move(self, sources: Seq[int], targets: Seq[int]) -> None:
         """Copy slots of every layer, as if all were read before any is written."""
-        source_M = torch.tensor(sources, device=self.keys[0].device)
-        target_M = torch.tensor(targets, device=self.keys[0].device)
+        source_M = torch.tensor(sources, device=self.device)
+        target_M = torch.tensor(targets, device=self.device)
         for tensor in self.tensors():
             put(tensor, target_M, tensor.flatten(0, 1).index_select(0, source_M))
 

@@ -28,16 +28,30 @@ def page_keys(
     """Keys of the full pages of `tokens` whose content does not depend on what follows `tokens`;
     `known` are those of the leading ones."""
     keys = list(known)
+    extend_keys(keys, tokens, len(tokens), page_size, salt=salt, attention=attention)
+    return keys
+
+
+def extend_keys(
+    keys: list[bytes],
+    tokens: Seq[int],
+    end: int,
+    page_size: int,
+    *,
+    salt: str,
+    attention: Attention = CAUSAL,
+) -> None:
+    """Append the keys of full pages of `tokens[:end]` that are missing; the work is theirs alone,
+    however long the text before them is."""
     if attention != CAUSAL:
         salt += f"\0{attention!r}"
     key = keys[-1] if keys else hashlib.blake2b(salt.encode(), digest_size=16).digest()
     seen = _seen(len(keys) * page_size, attention)
-    for page in range(len(keys), attention.settled(len(tokens)) // page_size):
+    for page in range(len(keys), attention.settled(end) // page_size):
         start, seen = seen, _seen((page + 1) * page_size, attention)
         content = array("q", tokens[start:seen])
         key = hashlib.blake2b(key + content.tobytes(), digest_size=16).digest()
         keys.append(key)
-    return keys
 
 
 def _seen(end: int, attention: Attention) -> int:

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
-from anyorder.cache.prefix import PrefixCache, page_keys
+from anyorder.cache.prefix import PrefixCache, extend_keys, page_keys
+from anyorder.cache.table import PageTable
 from anyorder.core.forward import CAUSAL, Attention, Causal
 from anyorder.core.sequence import Sequence, Span
 
@@ -27,6 +28,7 @@ class PagedStore:
         self.role = role
         self.allocator = PageAllocator(num_pages)
         self.prefixes = PrefixCache()
+        self.table = PageTable(pool.blank, pool.device)
 
     # ------------------------------------------------------------------------------- bookkeeping
     @property
@@ -53,14 +55,14 @@ class PagedStore:
         child = self.open(salt=parent.salt, family=parent.family)
         child.tokens = list(parent.tokens)
         child.spans = list(parent.spans)
-        child.pages = list(parent.pages[: self.pages_for(parent.num_resident)])
         child.conditions = list(parent.conditions)
         child.memory = parent.memory
         child.shallow_from = parent.shallow_from
         child.page_keys = list(parent.page_keys)
         child.num_resident = parent.num_resident
-        for page in child.pages:
+        for page in parent.pages[: self.pages_for(parent.num_resident)]:
             self._retain(page)
+            self._append(child, page)
         return child
 
     def remember(self, sequence: Sequence, tokens: Seq[int], attention: Attention) -> None:
@@ -68,9 +70,7 @@ class PagedStore:
         assert not sequence.length, "only an empty sequence may be given its tokens"
         sequence.tokens = list(tokens)
         if not isinstance(attention, Causal):
-            sequence.spans = [
-                Span(start=0, tokens=tuple(tokens), attention=attention, num_kept=len(tokens))
-            ]
+            sequence.spans = [Span(start=0, attention=attention, num_kept=len(tokens))]
 
     def bind(self, sequence: Sequence, memory: Sequence) -> None:
         """Let an empty sequence cross-attend to an encoder's."""
@@ -94,6 +94,9 @@ class PagedStore:
         """Give back the pages but remember the tokens, to be replayed (preemption)."""
         for page in reversed(sequence.pages):
             self._release(page)
+        if sequence.row is not None:
+            self.table.close(sequence.row, len(sequence.pages))
+        sequence.row = None
         sequence.pages.clear()
         sequence.num_resident = 0
 
@@ -103,18 +106,18 @@ class PagedStore:
             f"a request may not leave a hole in the cache: start {start}, length {sequence.length}"
         )
         del sequence.page_keys[beginning(sequence)[0].settled(start) // self.page_size :]
-        del sequence.tokens[start:]
         while sequence.spans and sequence.spans[-1].start >= start:
             sequence.spans.pop()
         if sequence.spans:
             span = sequence.spans[-1]
             kept = start - span.start
-            if kept < len(span.tokens) and span.attention.is_causal_before(kept):
+            if kept < span.length and span.attention.is_causal_before(kept):
                 sequence.spans.pop()
             elif kept < span.num_kept:
                 alone = span.attention.can_split_at(kept)  # what was behind did not matter
-                tokens = span.tokens[:kept] if alone else span.tokens
-                sequence.spans[-1] = replace(span, tokens=tokens, num_kept=kept)
+                cut = () if alone else (*sequence.tokens[start : span.end], *span.cut)
+                sequence.spans[-1] = replace(span, num_kept=kept, cut=cut)
+        del sequence.tokens[start:]
         while sequence.conditions and sequence.conditions[-1][0] >= start:
             sequence.conditions.pop()
         if sequence.conditions:
@@ -126,6 +129,8 @@ class PagedStore:
         needed = self.pages_for(sequence.num_resident)
         while len(sequence.pages) > needed:
             self._release(sequence.pages.pop())
+            assert sequence.row is not None, "what has pages has a row"
+            self.table.clear(sequence.row, len(sequence.pages))
 
     # ------------------------------------------------------------------------------------ a pass
     def reserve(self, sequence: Sequence, end: int) -> None:
@@ -138,9 +143,11 @@ class PagedStore:
             if start % self.page_size:
                 self.pool.copy_page(shared, own)
             sequence.pages[first] = own
+            assert sequence.row is not None, "what has pages has a row"
+            self.table.put(sequence.row, first, own)
             self._release(shared)
         while len(sequence.pages) < self.pages_for(end):
-            sequence.pages.append(self._allocate())
+            self._append(sequence, self._allocate())
             if len(sequence.pages) * self.page_size > end:
                 self.pool.clear_page(sequence.pages[-1])
 
@@ -154,21 +161,21 @@ class PagedStore:
         start = sequence.num_resident
         if start == sequence.length:
             if not isinstance(attention, Causal):
-                self._add_span(sequence, tuple(tokens), attention)
+                self._add_span(sequence, len(tokens), attention)
             sequence.tokens.extend(tokens)
         # A replayed span may reach beyond what was kept of it, and others may follow there.
         ends = [span.end for span in sequence.spans if span.start <= start < span.end]
         sequence.num_resident = min([start + len(tokens), *ends])
 
-    def _add_span(self, sequence: Sequence, tokens: tuple[int, ...], attention: Attention) -> None:
+    def _add_span(self, sequence: Sequence, num_tokens: int, attention: Attention) -> None:
         """Remember how tokens at the sequence's end were run; with those before, where that comes
         to the same."""
         start, spans = sequence.length, sequence.spans
         if spans and spans[-1].end == start and spans[-1].attention == attention:
             last = spans[-1]
-            if len(last.tokens) == last.num_kept and attention.can_split_at(last.num_kept):
-                start, tokens = last.start, (*spans.pop().tokens, *tokens)
-        spans.append(Span(start=start, tokens=tokens, attention=attention, num_kept=len(tokens)))
+            if not last.cut and attention.can_split_at(last.num_kept):
+                start, num_tokens = last.start, spans.pop().num_kept + num_tokens
+        spans.append(Span(start=start, attention=attention, num_kept=num_tokens))
 
     def keep(self, sequence: Sequence, start: int, offsets: Seq[int]) -> None:
         """Of the tokens at `start` and after, keep those at these rising offsets, side by side.
@@ -215,7 +222,8 @@ class PagedStore:
             self._retain(page)
         # What the sequence held is released second, so that shared pages are never idle between.
         self.drop(sequence)
-        sequence.pages = list(pages)
+        for page in pages:
+            self._append(sequence, page)
         sequence.num_resident = num_tokens
         sequence.page_keys = list(keys[: num_tokens // self.page_size])
         if num_tokens and not sequence.length:
@@ -235,11 +243,12 @@ class PagedStore:
         num_pages, known = end // self.page_size, len(sequence.page_keys)
         if num_pages <= known:
             return
-        sequence.page_keys = page_keys(
-            sequence.tokens[:end],
+        extend_keys(
+            sequence.page_keys,
+            sequence.tokens,
+            end,
             self.page_size,
             salt=f"{self.role}\0{sequence.salt}",
-            known=sequence.page_keys,
             attention=attention,
         )
         for index in range(known, num_pages):
@@ -254,6 +263,12 @@ class PagedStore:
                 raise OutOfPages
             self.allocator.release(evicted)
         return self.allocator.allocate()
+
+    def _append(self, sequence: Sequence, page: int) -> None:
+        if sequence.row is None:
+            sequence.row = self.table.open()
+        self.table.put(sequence.row, len(sequence.pages), page)
+        sequence.pages.append(page)
 
     def _retain(self, page: int) -> None:
         self.allocator.retain(page)

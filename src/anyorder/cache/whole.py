@@ -51,7 +51,7 @@ class WholeStore(PagedStore):
         if sequence.page_keys or sequence.num_resident < sequence.length or not sequence.spans:
             return
         (first, *others) = sequence.spans
-        whole = first.start == 0 and len(first.tokens) == sequence.length
+        whole = first.start == 0 and first.length == first.num_kept == sequence.length
         if others or not whole or not isinstance(first.attention, Bidirectional):
             return
         sequence.page_keys = self.keys(sequence.tokens, sequence.salt)

@@ -162,7 +162,7 @@ def _print(entries: list[Entry], completions: list[Completion]) -> None:
     for entry, completion in zip(entries, completions, strict=True):
         report, seconds = completion.report, _seconds(completion)
         table.add_row(
-            _title(entry, entries),
+            _title(entry, entries, short=True),
             str(report.num_new_tokens),
             str(report.num_forward_passes),
             f"{report.tokens_per_pass:.2f}",
@@ -175,6 +175,10 @@ def _print(entries: list[Entry], completions: list[Completion]) -> None:
     console.print("Colour is order: from red, the first pass, to blue, the last.", style="dim")
 
 
-def _title(entry: Entry, entries: list[Entry]) -> str:
-    name = entry.request.method
-    return f"{name} on {entry.model}" if len({e.model for e in entries}) > 1 else name
+def _title(entry: Entry, entries: list[Entry], *, short: bool = False) -> str:
+    """The method and, where several run, the model: `short`, a path's last part if that tells."""
+    name, models = entry.request.method, {e.model for e in entries}
+    if len(models) == 1:
+        return name
+    is_told = short and len({Path(model).name for model in models}) == len(models)
+    return f"{name} on {Path(entry.model).name if is_told else entry.model}"

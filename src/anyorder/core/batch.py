@@ -12,6 +12,7 @@ S tokens of an encoder, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class CrossMemory:
     states_RSW: torch.Tensor | None = None
     """The encoder's output; keys and values are computed from it (training)."""
     pages_RP: torch.Tensor | None = None
-    """int64; pages of `pool` that hold keys and values of every layer (inference)."""
+    """int64; pages of `pool` that hold keys and values of every layer (inference). One tensor for
+    all layers of a pass."""
     pool: KeyValuePool | None = None
     """Where `pages_RP` are: the encoder's, not that of the pass."""
     visible_RQS: torch.Tensor | None = None
@@ -47,16 +49,22 @@ class AttentionGroup:
     pages_RP: torch.Tensor | None
     """int64; page ids in order of position. None: keys are the group's own new tokens and nothing
     is read from the pool (fresh prompts, training)."""
+    page_rows_R: torch.Tensor | None = None
+    """int64; which row of `pages_RP`, the table of all sequences' pages, each request has. None:
+    one row for each, in their order."""
     query_positions_RQ: torch.Tensor
     """int64"""
     key_positions_RK: torch.Tensor | None
     """int64; undefined where `visible_RQK` is false for every query. None: keys lie in pages in
-    order of position."""
+    order of position, but for the new ones, which are where their queries are."""
     window_positions_RQ: torch.Tensor | None = None
     """int64; where queries measure windows from, if not from where they stand."""
     visible_RQK: torch.Tensor | None
     """bool; None means causal: over keys = queries without a past, or with pages over what they
     hold up to each query's position."""
+    past_R: torch.Tensor | None = None
+    """int64; how many keys lie in pages before those that `visible_RQK` tells of: it then tells of
+    the new ones alone, and all before them are seen. None: it tells of all keys."""
     memory: CrossMemory | None = None
     """Decoders behind an encoder: what to cross-attend to."""
     masks: dict[object, torch.Tensor | None] = field(default_factory=dict)
@@ -66,6 +74,13 @@ class AttentionGroup:
     def rows(self) -> slice:
         """The packed rows of this group."""
         return slice(self.first_row, self.first_row + self.num_requests * self.num_queries)
+
+    @cached_property
+    def own_pages_RP(self) -> torch.Tensor | None:
+        """`pages_RP` of this group's requests alone; a copy of the table's rows."""
+        if self.pages_RP is None or self.page_rows_R is None:
+            return self.pages_RP
+        return self.pages_RP[self.page_rows_R]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

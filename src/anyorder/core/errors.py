@@ -35,7 +35,7 @@ class UnknownName(UserError):
     """A name that does not exist; the message lists or suggests those that do."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names, name = sorted(known), name[:100]
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         if not nearest and len(name) > 2:  # a beginning or another part of a longer name
             nearest = [other for other in names if name.lower() in other.lower()]

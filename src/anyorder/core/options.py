@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from anyorder.core import lookup
-from anyorder.core.errors import InvalidRequest, UnknownName
+from anyorder.core.errors import InvalidRequest, UnknownName, UserError
 
 T = TypeVar("T")
 
@@ -41,6 +41,15 @@ class Part:
     line as `drafter=prompt_lookup` and `drafter.match=3`."""
 
     folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spelt:
+    """Options of a part as a command line spells them, where it does not say which part: the model
+    may have one of its own, and it is not loaded yet."""
+
+    options: Mapping[str, object]
+    """Texts are to be parsed; "name" may have been found out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +88,19 @@ class Option:
 
     def _build_part(self, value: object) -> object:
         fields: dict[str, object] = {}
+        is_spelt = isinstance(value, Spelt)
+        if isinstance(value, Spelt):
+            value = value.options
         if isinstance(value, Mapping):
             fields = dict(value)
             value = fields.pop("name", lookup.name_of(self.default))
         if not isinstance(value, str):
             raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
-        cls = lookup.find(self.folder or "", value, kind=self.name)
-        return build(cls, fields, kind=f"{value} option")
+        cls, kind = lookup.find(self.folder or "", value, kind=self.name), f"{value} option"
+        if is_spelt:
+            texts = [f"{name}={text}" for name, text in fields.items() if isinstance(text, str)]
+            fields |= parse(cls, texts, kind=kind)
+        return build(cls, fields, kind=kind)
 
     def parse(self, text: str) -> object:
         """The value that `text` spells on a command line."""
@@ -178,8 +193,25 @@ def build(cls: type[T], values: Mapping[str, object], *, kind: str = "option") -
     return cls(**{name: known[name].check(value) for name, value in values.items()})
 
 
+def overlay(
+    cls: type, defaults: Mapping[str, object], values: Mapping[str, object]
+) -> dict[str, object]:
+    """`values`, and what they leave open as `defaults` have it; that may be which part of several
+    some options belong to."""
+    merged = {**defaults, **values}
+    for option in describe(cls):
+        given, default = values.get(option.name), defaults.get(option.name)
+        if default is None or not _is_unnamed(option, given):
+            continue
+        base = default if isinstance(default, Mapping) else {"name": default}
+        joined = {**base, **_options_of(given)}
+        merged[option.name] = Spelt(options=joined) if isinstance(given, Spelt) else joined
+    return merged
+
+
 def parse(cls: type, assignments: list[str], *, kind: str = "option") -> dict[str, object]:
-    """`["width=4", "early=never"]` as checked values for `build`."""
+    """`["width=4", "early=never"]` as checked values for `build`; options of a part that is not
+    named as they are spelt."""
     known = {option.name: option for option in describe(cls)}
     values: dict[str, Any] = {}
     parts: dict[str, list[str]] = {}
@@ -195,15 +227,55 @@ def parse(cls: type, assignments: list[str], *, kind: str = "option") -> dict[st
         else:
             values[name] = known[name].parse(text)
     for name, inner_assignments in parts.items():
-        default = lookup.name_of(known[name].default)
-        given = values.get(name, default)
-        fields = {"name": default, **given} if isinstance(given, Mapping) else {"name": given}
+        given = values.get(name, {})
+        if _is_unnamed(known[name], given):
+            spelt = _spelt(known[name], inner_assignments)
+            values[name] = Spelt(options={**_options_of(given), **spelt})
+            continue
+        fields = dict(given) if isinstance(given, Mapping) else {"name": given}
         if not isinstance(fields["name"], str):
             known[name].check(fields)  # says what is allowed
         part = lookup.find(known[name].folder or "", fields["name"], kind=name)
         inner_kind = f"{fields['name']} option"
         values[name] = {**fields, **parse(part, inner_assignments, kind=inner_kind)}
-    return {name: known[name].check(value) for name, value in values.items()}
+    return {
+        name: value if _is_unnamed(known[name], value) else known[name].check(value)
+        for name, value in values.items()
+    }
+
+
+def _is_unnamed(option: Option, value: object) -> bool:
+    """Are these a part's options without a word on which part?"""
+    is_several = isinstance(value, Mapping | Spelt)
+    return option.folder is not None and is_several and "name" not in _options_of(value)
+
+
+def _options_of(value: object) -> Mapping[str, object]:
+    """Of a part, by name."""
+    if isinstance(value, Spelt):
+        return value.options
+    return typing.cast(Mapping[str, object], value)
+
+
+def _spelt(option: Option, assignments: list[str]) -> dict[str, str]:
+    """Options of a part, whichever it is; refused where they suit none."""
+    folder, default = option.folder or "", lookup.name_of(option.default)
+    spelt: dict[str, str] = {}
+    for assignment in assignments:
+        refusals: list[UserError] = []
+        for name in sorted(lookup.names(folder), key=lambda name: name != default):
+            part = lookup.find(folder, name, kind=option.name)
+            try:
+                parse(part, [assignment], kind=f"{name} option")
+                break
+            except UserError as error:
+                refusals.append(error)
+        else:
+            known = (error for error in refusals if not isinstance(error, UnknownName))
+            raise next(known, refusals[0])
+        inner, _, text = assignment.partition("=")
+        spelt[inner] = text
+    return spelt
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -42,19 +42,25 @@ class Span:
     """Tokens that were run together under an attention other than causal.
 
     A later `start` may cut into a span. The kept keys and values depended on the whole of it, so it
-    remembers all its tokens, for an exact replay.
+    remembers what was cut off, for an exact replay.
     """
 
     start: int
-    tokens: tuple[int, ...]
     attention: Attention
     num_kept: int
-    """Its first tokens that are still part of the sequence."""
+    """Its first tokens, which are still part of the sequence."""
+    cut: tuple[int, ...] = ()
+    """The others, which are not."""
 
     @property
     def end(self) -> int:
         """Position after the last token that is part of the sequence."""
         return self.start + self.num_kept
+
+    @property
+    def length(self) -> int:
+        """How many tokens were run together."""
+        return self.num_kept + len(self.cut)
 
 
 class Sequence:
@@ -71,6 +77,7 @@ class Sequence:
         "page_keys",
         "pages",
         "role",
+        "row",
         "salt",
         "shallow_from",
         "spans",
@@ -103,6 +110,8 @@ class Sequence:
         self.shallow_from: int | None = None
         """From here on only lower layers are cached (early exit)."""
         self.pages: list[int] = []
+        self.row: int | None = None
+        """Its row of the store's page table, while it has pages."""
         self.page_keys: list[bytes] = []
         """Content keys of leading pages already offered for sharing."""
         self.num_resident = 0

@@ -16,7 +16,7 @@ from anyorder.core.errors import (
     UnsupportedMethod,
 )
 from anyorder.core.method import Abilities, Method
-from anyorder.core.options import build
+from anyorder.core.options import build, overlay
 from anyorder.core.request import CanvasLike, Guide, Prompt, Request
 from anyorder.engine.canvas_text import encode_canvas
 from anyorder.engine.handle import Prepared
@@ -232,7 +232,7 @@ class Admission:
         abilities, roles = self._target.abilities, tuple(self._roles)
         if cls.needs.missing(abilities, roles) is not None:
             cls.require(name, abilities, roles, self.usable_methods())
-        options = {**abilities.decoding.get(name, {}), **request.options}
+        options = overlay(cls, self._defaults(name), request.options)
         method = build(cls, options, kind=f"{name} option")
         missing = method.missing(self._models)
         if missing is not None:
@@ -278,6 +278,13 @@ class Admission:
     def _models(self) -> dict[str, Abilities]:
         return {name: role.abilities for name, role in self._roles.items()}
 
+    def _defaults(self, method: str) -> dict[str, object]:
+        """The options that the engine's models bring for a method."""
+        defaults: dict[str, object] = {}
+        for abilities in self._models.values():
+            defaults |= abilities.decoding.get(method, {})
+        return defaults
+
     def usable_methods(self) -> list[str]:
         """Names of the methods that the engine's models support, with the options that a request
         which gives none has."""
@@ -289,7 +296,7 @@ class Admission:
             return False
         if cls.reads_text and self._tokenizer is None:
             return False
-        method = build(cls, abilities.decoding.get(name, {}), kind=f"{name} option")
+        method = build(cls, self._defaults(name), kind=f"{name} option")
         return method.missing(self._models) is None
 
     def _limit(

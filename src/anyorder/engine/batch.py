@@ -14,6 +14,7 @@ import torch
 from anyorder.cache.store import PagedStore
 from anyorder.core.batch import AttentionGroup, CrossMemory, PackedBatch
 from anyorder.core.forward import Canvas, Causal
+from anyorder.core.sequence import Sequence
 from anyorder.engine.scheduler import Piece
 
 MAX_PADDED_QUERIES = 64
@@ -128,28 +129,17 @@ def _group(
             visible_RQK=None if visible is None else visible[None].to(device),
             memory=memory,
         )
-    page_lists = [
-        piece.job.sequence.pages[: store.pages_for(piece.start + num_queries)] for piece in bucket
-    ]
-    num_pages = max(map(len, page_lists))
-    pages_RP = torch.tensor(
-        [pages + pages[-1:] * (num_pages - len(pages)) for pages in page_lists], device=device
-    )
-    key_positions_RK = visible_RQK = None
+    num_pages = max(store.pages_for(piece.start + num_queries) for piece in bucket)
+    rows = [piece.job.sequence.row for piece in bucket]
+    key_positions_RK = visible_RQK = past_R = None
     if not isinstance(attention, Causal):
-        key_index_K = torch.arange(num_pages * store.page_size, device=device)
-        # Alone in its group. The past is visible to all, new tokens as the attention says; their
-        # positions may repeat (trees), so they are told apart by where they are stored.
+        # Alone in its group. The past is visible to all, new tokens as the attention says.
         start = bucket[0].start
-        key_positions_RK = key_index_K[None].clone()
-        for span in bucket[0].job.sequence.spans:
-            depths = span.attention.depths(len(span.tokens))
-            if not isinstance(depths, range):  # stored in another order than that of the text
-                moved = torch.tensor(depths[: span.num_kept], device=device)
-                key_positions_RK[0, span.start : span.end] = span.start + moved
-        key_positions_RK[0, start : start + num_queries] = query_positions_RQ[0]
-        visible_RQK = (key_index_K < start).repeat(1, num_queries, 1)
-        visible_RQK[0, :, start : start + num_queries] = attention.visible(num_queries).to(device)
+        past_R = torch.tensor([start], device=device)
+        visible_RQK = attention.visible(num_queries)[None].to(device)
+        key_positions_RK = _moved(bucket[0].job.sequence, num_pages * store.page_size, device)
+        if key_positions_RK is not None:
+            key_positions_RK[0, start : start + num_queries] = query_positions_RQ[0]
     window_positions_RQ = None
     if isinstance(attention, Canvas):
         window_positions_RQ = torch.full_like(query_positions_RQ, bucket[0].start)
@@ -157,13 +147,29 @@ def _group(
         first_row=first_row,
         num_requests=num_requests,
         num_queries=num_queries,
-        pages_RP=pages_RP,
+        pages_RP=store.table.tensor()[:, :num_pages],
+        page_rows_R=torch.tensor(rows, device=device),
         query_positions_RQ=query_positions_RQ,
         key_positions_RK=key_positions_RK,
         window_positions_RQ=window_positions_RQ,
         visible_RQK=visible_RQK,
+        past_R=past_R,
         memory=memory,
     )
+
+
+def _moved(sequence: Sequence, num_keys: int, device: torch.device) -> torch.Tensor | None:
+    """Positions [1, K] of keys, where some are stored in another order than that of the text (what
+    is left of a tree); None: where none are."""
+    positions_1K = None
+    for span in sequence.spans:
+        depths = span.attention.depths(span.length)
+        if not isinstance(depths, range):
+            if positions_1K is None:
+                positions_1K = torch.arange(num_keys, device=device)[None]
+            moved = torch.tensor(depths[: span.num_kept], device=device)
+            positions_1K[0, span.start : span.end] = span.start + moved
+    return positions_1K
 
 
 def _memory(bucket: list[Piece], device: torch.device) -> CrossMemory | None:
@@ -176,10 +182,10 @@ def _memory(bucket: list[Piece], device: torch.device) -> CrossMemory | None:
     store = memories[0].store
     assert isinstance(store, PagedStore), "an encoder's sequences are the engine's"
     num_pages = max(len(memory.pages) for memory in memories)
-    pages_RP = [[*m.pages, *[m.pages[-1]] * (num_pages - len(m.pages))] for m in memories]
+    rows = torch.tensor([memory.row for memory in memories], device=device)
     lengths_R11 = torch.tensor([memory.length for memory in memories], device=device)[:, None, None]
     return CrossMemory(
-        pages_RP=torch.tensor(pages_RP, device=device),
+        pages_RP=store.table.tensor()[rows, :num_pages],
         pool=store.pool,
         visible_RQS=torch.arange(num_pages * store.page_size, device=device) < lengths_R11,
     )

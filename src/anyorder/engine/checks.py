@@ -10,6 +10,7 @@ import torch
 
 from anyorder.core.errors import RequestFailed
 from anyorder.core.forward import Outputs, Verdict
+from anyorder.engine.history import History
 from anyorder.engine.run import Job
 from anyorder.sampling.draws import uniform
 from anyorder.sampling.guidance import above_floor, classifier_free
@@ -54,13 +55,18 @@ def sampler_row(job: Job, row: int) -> Row:
 def _history(job: Job, row: int) -> Seq[int]:
     """The tokens before what is drawn at a row: in a tree, those on its path."""
     start, tokens = job.request.start, job.sequence.tokens
+    end = start + job.depths[row] + 1
     if job.depths[row] == row:
-        return tokens if start + row + 1 >= len(tokens) else tokens[: start + row + 1]
-    path: list[int] = []
-    while row >= 0:
-        path.append(job.request.tokens[row])
-        row = job.parents[row]
-    return [*tokens[:start], *path[::-1]]
+        return tokens if end >= len(tokens) else History(lambda: tokens[:end], end)
+
+    def along_the_path() -> list[int]:
+        path, at = list[int](), row
+        while at >= 0:
+            path.append(job.request.tokens[at])
+            at = job.parents[at]
+        return [*tokens[:start], *path[::-1]]
+
+    return History(along_the_path, end)
 
 
 def contrasted(

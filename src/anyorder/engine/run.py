@@ -31,6 +31,7 @@ from anyorder.core.sequence import Sequence
 from anyorder.engine.costs import PassCosts
 from anyorder.engine.guidance import unconditional
 from anyorder.engine.handle import Handle
+from anyorder.engine.history import History
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role
 from anyorder.engine.text import ChoiceBuilder, EndRules, Final
@@ -79,11 +80,11 @@ class Job:
         return self.request.sequence
 
     @cached_property
-    def canvas_history(self) -> list[int]:
+    def canvas_history(self) -> Seq[int]:
         """The prompt and all that stands on the canvas."""
         assert self.request.canvas is not None
         text = self.request.canvas.text
-        return [*self.run.prompt, *(token for token in text if token is not None)]
+        return History(lambda: [*self.run.prompt, *(t for t in text if t is not None)])
 
     @cached_property
     def row_order(self) -> dict[int, int]:

@@ -289,10 +289,12 @@ def _replay(job: Job, tick: _Tick) -> Piece:
     attention: Attention = CAUSAL
     if span is not None and span.start <= start:
         attention, done = span.attention, start - span.start
-        rest = len(span.tokens) - done
+        rest = span.length - done
         fitting = (n for n in range(tick.budget, 0, -1) if attention.can_split_at(done + n))
         take = rest if rest <= tick.budget else next(fitting, rest)
-        tokens: Seq[int] = span.tokens[done : done + take]
+        end = span.start + done + take
+        tokens: Seq[int] = sequence.tokens[start : min(end, span.end)]
+        tokens = [*tokens, *span.cut[: max(0, end - span.end)]]
     else:
         end = sequence.length if span is None else span.start
         tokens = sequence.tokens[start : min(end, start + tick.budget)]

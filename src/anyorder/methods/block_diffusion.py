@@ -280,18 +280,17 @@ class _Passes:
         if len(prompt) + max(told) - shift < start:
             end = start
         self._window = window if end > start else range(0)
-        line = [*prompt, *(abilities.mask_token if t is None else t for t in self._text)]
-        line += [abilities.mask_token] * (end - len(line))
-        tokens, stored = line[begin:end], begin
+        line = self._line(begin, end)
+        tokens, stored = line, begin
         attention: Attention = Blocks(size=self._size)
         if again:
             attention = BIDIRECTIONAL
             stop = min(len(prompt) + window.stop, end)
             if self._cache == "dual" and stop < end:
                 attention = WindowLast(size=stop - begin, behind=end - stop)
-                tokens, stored = line[begin:stop], begin + end - stop
+                tokens, stored = line[: stop - begin], begin + end - stop
                 if not self._behind:
-                    tokens = [*line[stop:end], *tokens]
+                    tokens = [*line[stop - begin :], *tokens]
         run_from = stored if self._behind else begin
         self._behind = stored > begin
         result = yield from forward(
@@ -315,6 +314,15 @@ class _Passes:
             assert self._first is not None, "told in the block's first pass"
             found = [self._first, *found]
         return found
+
+    def _line(self, begin: int, end: int) -> list[int]:
+        """The tokens from one position to another: prompt, text, and masks where nothing stands."""
+        prompt, mask = self._context.prompt, self._context.abilities.mask_token
+        assert mask is not None, "refused without one"
+        first = max(begin - len(prompt), 0)
+        text = self._text[first : max(end - len(prompt), 0)]
+        line = [*prompt[begin:end], *(mask if token is None else token for token in text)]
+        return line + [mask] * (end - begin - len(line))
 
     def _is_stale(self, place: int, start: int) -> bool:
         """Is this the block's first place, and may a guide not let stand there what was told

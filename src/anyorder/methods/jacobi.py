@@ -63,8 +63,9 @@ class Jacobi(Method):
 
     def _guess(self, text: list[int], answers: list[int]) -> list[int]:
         """A full block: what was answered in the pass before, and a repetition after it."""
-        line = list(text)
+        line = text[-self.size :]
+        known = len(line)
         for place in range(self.size):
             answer = answers[place] if place < len(answers) else NO_TOKEN
             line.append(line[-min(self.size, len(line))] if answer == NO_TOKEN else answer)
-        return line[len(text) :]
+        return line[known:]

@@ -7,6 +7,9 @@ temperature, whatever the drafter and its length. `ratio` preserves the distribu
 accepts more of what a drafter *draws* at a temperature above 0 (where nothing is drawn, both accept
 alike, and `match` is what is done). `typical` changes the distribution.
 
+A draft model, or a folder with a drafter's weights, that the engine was given decides the default
+drafter; without one it is `prompt_lookup`.
+
 Not here: the drafters, which are in `drafters/`, and prompt log-probabilities.
 """
 

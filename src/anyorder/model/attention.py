@@ -17,6 +17,7 @@ from torch import nn
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
 from anyorder.model.backends import sdpa
 from anyorder.model.backends.linear import Linear
+from anyorder.model.backends.native import attention as kernels
 from anyorder.model.config import ModelConfig
 from anyorder.model.layers import RmsNorm
 from anyorder.model.relative import RelativeBias
@@ -77,12 +78,12 @@ class Attention(nn.Module):
         returns."""
         queries_NHD, keys_NGD, values_NGD = self.project(x_NW, rotation, batch, pool)
         if len(batch.groups) == 1:
-            mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], pool)
+            mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], batch, pool)
         else:
             parts = []
             for group in batch.groups:
                 new = queries_NHD[group.rows], keys_NGD[group.rows], values_NGD[group.rows]
-                parts.append(self._attend(*new, group, pool))
+                parts.append(self._attend(*new, group, batch, pool))
             mixed = torch.cat(parts)
         return self.out(mixed)  # type: ignore[no-any-return]
 
@@ -120,8 +121,11 @@ class Attention(nn.Module):
         keys_NGD: torch.Tensor,
         values_NGD: torch.Tensor,
         group: AttentionGroup,
+        batch: PackedBatch,
         pool: KeyValuePool | None,
     ) -> torch.Tensor:
+        if pool is not None and kernels.takes(queries_NHD, group, self.pattern):
+            return kernels.attend(queries_NHD, group, batch, pool, self.layer, self.pattern)
         return sdpa.attend(queries_NHD, keys_NGD, values_NGD, group, pool, self.layer, self.pattern)
 
     def _normalize(self, turned_NTD: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,13 +170,14 @@ def load_draft(
 
     `source` is as for `load`. A folder may hold a decoder, or a drafter's checkpoint as its authors
     publish it: Medusa heads, an EAGLE-3 or a DFlash drafter. Those take the target's type and
-    place and share its embedding.
+    place and share its embedding. What it drafts by is the default of methods that draft.
     """
     found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
     loader = drafter_loader(found.path) if found.kind == "folder" else None
     if loader is None:
         loaded = load(source, dtype=dtype, device=device, quantize=quantize, progress=progress)
-        return {"draft": loaded}
+        decoding = {"speculative": {"drafter": "draft_model"}}
+        return {"draft": replace(loaded, abilities=replace(loaded.abilities, decoding=decoding))}
     network, host = target.network, target.abilities
     if isinstance(network, NetworkWithHeads):
         network = network.base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
@@ -38,6 +39,7 @@ PAGE_POLICY = (
     "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 """Nothing on the page comes from elsewhere, whatever a model writes into it."""
+FAREWELL_SECONDS = 0.2
 ROUTERS = (
     information.router,
     completions.router,
@@ -78,6 +80,8 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if service.draining:  # those whose answers were cut are being told so
+            await asyncio.sleep(FAREWELL_SECONDS)
         service.worker.stop()
 
     app = FastAPI(

@@ -40,6 +40,8 @@ _FIELDS = {
     "prompt_logprobs": "echo",
     "guide": "response_format",
 }
+_LONGEST = 1000
+"""Characters of a message."""
 _TEXTS = ("prompt", "messages", "input", "text")
 """Where the text itself is in a body."""
 _GUIDES = ("response_format", "text", "tools")
@@ -81,6 +83,8 @@ def envelope(error: Exception, fields: tuple[str, ...] = ()) -> tuple[int, dict[
     else:
         log.error("a request failed", exc_info=error)
         status, message = 500, "the request failed inside the server; its log says why."
+    if len(message) > _LONGEST:  # it quotes what was sent
+        message = message[:_LONGEST] + "…"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     body = {"message": message, "type": kind, "param": param, "code": code}
     return status, {"type": "error", "error": body}

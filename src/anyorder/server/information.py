@@ -13,8 +13,8 @@ from anyorder.core import lookup
 from anyorder.core.method import Method
 from anyorder.core.options import json_schema
 from anyorder.core.request import Request
-from anyorder.server.errors import ApiError
-from anyorder.server.service import RETRY_AFTER, Service
+from anyorder.server.schemas import default_temperature
+from anyorder.server.service import Service
 
 router = APIRouter()
 
@@ -35,8 +35,7 @@ async def ready(http: HttpRequest) -> dict[str, str]:
     """May requests be sent here?"""
     service: Service = http.app.state.service
     if service.draining or not service.worker.is_alive:
-        headers = {"Retry-After": RETRY_AFTER}
-        raise ApiError(503, "the server is shutting down.", headers=headers)
+        raise service.shut_down()
     return {"status": "ready"}
 
 
@@ -95,6 +94,7 @@ async def methods(http: HttpRequest) -> dict[str, Any]:
                 "usable": name in usable,
                 "fills_canvas": method.fills_canvas,
                 "makes_choices": method.makes_choices,
+                "default_temperature": default_temperature(Request(prompt="", method=name)),
                 "options": json_schema(method),
             }
         )

@@ -88,6 +88,11 @@ class Service:
         if queued and queued + len(tokens) > self.limits.max_queued_tokens:
             raise self._overloaded(f"{queued} prompt tokens are waiting already")
 
+    def shut_down(self) -> ApiError:
+        """What clients are told from the signal on, and those whose answers take too long then."""
+        headers = {"Retry-After": RETRY_AFTER}
+        return ApiError(503, "the server is shutting down.", headers=headers)
+
     def _overloaded(self, why: str) -> ApiError:
         headers = {"Retry-After": RETRY_AFTER}
         return ApiError(429, f"{why}; try again later.", code="overloaded", headers=headers)
@@ -96,9 +101,14 @@ class Service:
     async def submit(self, build: Callable[[], Seq[Request]], *, num_choices: int) -> Tickets:
         """Queue what `build` makes, which has so many choices; refused when too much runs."""
         if self.draining:
-            headers = {"Retry-After": RETRY_AFTER}
-            raise ApiError(503, "the server is shutting down.", headers=headers)
-        if self._num_in_flight + num_choices > self.limits.max_in_flight:
+            raise self.shut_down()
+        most = self.limits.max_in_flight
+        if num_choices > most:
+            raise InvalidRequest(
+                f"n (or best_of) times the number of prompts is {num_choices}; this server makes "
+                f"at most {most} answers at once."
+            )
+        if self._num_in_flight + num_choices > most:
             raise self._overloaded(f"{self._num_in_flight} answers are being made already")
         self._num_in_flight += num_choices
         try:
@@ -146,6 +156,10 @@ class Service:
                 raise ApiError(499, "the client went away.")
             self.metrics.count_end("timeout")
             raise ApiError(408, self.too_slow, headers={"x-should-retry": "false"})
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            raise self.shut_down() from None
         finally:
             for waiting in (task, gone):
                 waiting.cancel()

@@ -68,21 +68,28 @@ class EventStream(Response):
                 return
             if not sending.done():
                 self._service.metrics.count_end("timeout")
-                sending.cancel()
-                self._tickets.close()
-                error = ApiError(408, self._service.too_slow)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FAREWELL_SECONDS):
-                        await _write(send, self._failure(envelope(error)[1]))
-                        await _write(send, "", more=False)
+                await self._cut(send, sending, ApiError(408, self._service.too_slow))
                 return
             sending.result()
             await _write(send, "", more=False)
+        except asyncio.CancelledError:
+            if not self._service.draining:
+                raise
+            await self._cut(send, sending, self._service.shut_down())
         finally:
             self._tickets.close()
             for waiting in (sending, gone):
                 waiting.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
+
+    async def _cut(self, send: Send, sending: asyncio.Future[None], error: ApiError) -> None:
+        """Free what the answer holds, and then tell why it ends here."""
+        sending.cancel()
+        self._tickets.close()
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await _write(send, self._failure(envelope(error)[1]))
+                await _write(send, "", more=False)
 
     async def _send(self, send: Send) -> None:
         queue: asyncio.Queue[str | None] = asyncio.Queue(1)
@@ -98,8 +105,9 @@ class EventStream(Response):
         producer = asyncio.ensure_future(produce())
         try:
             while True:
-                try:
-                    text = await asyncio.wait_for(queue.get(), PING_SECONDS)
+                try:  # not wait_for, which may swallow that it is cancelled
+                    async with asyncio.timeout(PING_SECONDS):
+                        text = await queue.get()
                 except TimeoutError:
                     text = ": still at work\n\n"
                 if text is None:

@@ -20,7 +20,6 @@ from anyorder.core.options import build
 from anyorder.core.request import Request
 
 if TYPE_CHECKING:
-    from anyorder.core.drafter import Drafter
     from anyorder.evaluation.tables import Cell, Table
     from anyorder.model.loaded import LoadedModel
 
@@ -64,7 +63,7 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     usual = replace(plain, method="autoregressive", options={})
     rows = [_row("(none)", {"target": target}, items, usual, in_flight, shown)]
     for draft in arguments.draft or [None]:
-        models, options = {"target": target}, dict(plain.options)
+        models = {"target": target}
         if draft is not None:
             models |= load_draft(
                 draft,
@@ -73,11 +72,8 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
                 quantize=arguments.quantize,
                 progress=shown,
             )
-            if plain.method == "speculative" and "drafter" not in options:
-                options["drafter"] = _made_for(models)
-        request = replace(plain, options=options)
-        label = name_of_model(draft) if draft is not None else _drafter_of(request)
-        rows.append(_row(label, models, items, request, in_flight, shown))
+        label = name_of_model(draft) if draft is not None else _drafter_of(plain)
+        rows.append(_row(label, models, items, plain, in_flight, shown))
     columns = (
         Column(key="model", title="drafter"),
         Column(key="method", title="method"),
@@ -114,17 +110,6 @@ def _row(
         **vars(found),
         "tokens_per_second": found.num_new_tokens / found.seconds,
     }
-
-
-def _made_for(models: Mapping[str, LoadedModel]) -> str:
-    """The drafter that can be used now, and could not with the target alone as it was loaded."""
-    abilities = {role: model.abilities for role, model in models.items()}
-    alone = {"target": replace(abilities["target"], num_heads=0)}
-    for name in lookup.names("drafters"):
-        drafter: Drafter = lookup.find("drafters", name, kind="drafter")()
-        if drafter.missing(abilities) is None and drafter.missing(alone) is not None:
-            return name
-    raise UserError("no drafter can use this model; say which one with -o drafter=NAME.")
 
 
 def _drafter_of(request: Request) -> str:

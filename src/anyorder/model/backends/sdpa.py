@@ -48,12 +48,13 @@ def attend(
     Keys and values are the group's own new tokens, or with `pages_RP` what the pool holds, the new
     ones included.
     """
-    if group.pages_RP is None:
+    pages_RP = group.own_pages_RP
+    if pages_RP is None:
         shape = (group.num_requests, group.num_queries, *keys_NGD.shape[1:])
         keys_RKGD, values_RKGD = keys_NGD.view(shape), values_NGD.view(shape)
     else:
         assert pool is not None, "a group with pages needs a pool to read from"
-        keys_RKGD, values_RKGD = pool.read(layer, group.pages_RP)
+        keys_RKGD, values_RKGD = pool.read(layer, pages_RP)
     keys_RGKD, values_RGKD = keys_RKGD.transpose(1, 2), values_RKGD.transpose(1, 2)
     (num_rows, num_heads, width), num_kv_heads = queries_NHD.shape, keys_RGKD.shape[1]
     mask = _mask(group, pattern, queries_NHD, num_kv_heads, keys_RGKD.shape[2])
@@ -124,6 +125,23 @@ def _mask(
     return group.masks[key]
 
 
+def _with_past(group: AttentionGroup, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of all keys are seen, [R, Q, K], and where these are, [R, K], of a group that tells of
+    its new ones alone."""
+    past_R, new_RQK = group.past_R, group.visible_RQK
+    assert past_R is not None and new_RQK is not None, "a past goes with a mask"
+    key_K = torch.arange(num_keys, device=past_R.device)
+    new_RK = key_K - past_R[:, None]
+    is_new_RK = (new_RK >= 0) & (new_RK < group.num_queries)
+    new_RK = new_RK.clamp(0, group.num_queries - 1)
+    index_RQK = new_RK[:, None].expand(-1, group.num_queries, -1)
+    seen_RQK = new_RQK.expand(len(past_R), -1, -1).gather(2, index_RQK) & is_new_RK[:, None]
+    positions_RK = group.key_positions_RK
+    if positions_RK is None:
+        positions_RK = torch.where(is_new_RK, group.query_positions_RQ.gather(1, new_RK), key_K)
+    return seen_RQK | (key_K < past_R[:, None])[:, None], positions_RK
+
+
 def _make_mask(
     group: AttentionGroup,
     pattern: Pattern,
@@ -133,6 +151,8 @@ def _make_mask(
 ) -> torch.Tensor | None:
     visible_RQK, key_positions_RK = group.visible_RQK, group.key_positions_RK
     window = pattern.window
+    if group.past_R is not None:
+        visible_RQK, key_positions_RK = _with_past(group, num_keys)
     if key_positions_RK is None:
         key_positions_RK = torch.arange(num_keys, device=queries_NHD.device)[None]
     if visible_RQK is None and group.pages_RP is not None:

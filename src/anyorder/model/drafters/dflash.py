@@ -119,6 +119,7 @@ def load_dflash(
         mask_token=mask_token,
         attention=frozenset({"bidirectional"}),
         kind="dflash",
+        decoding={"speculative": {"drafter": "block_drafter"}},
         features=tuple(layer + 1 for layer in layers),
         block_size=fields.size("block_size"),
     )

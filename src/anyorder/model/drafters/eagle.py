@@ -177,6 +177,7 @@ def load_eagle(
         vocabulary_size=config.vocabulary_size,
         context_length=config.context_length,
         kind="eagle",
+        decoding={"speculative": {"drafter": "eagle"}},
         features=features,
     )
     return network.eval(), abilities

@@ -198,7 +198,9 @@ def load_medusa(
     if not own_outputs:
         scored = read_scored(source, fields.size("draft_vocab_size"), own[0])
         heads.attach(target, None if scored is None else scored.to(target.device))
-    return NetworkWithHeads(target, heads.eval()), replace(host, num_heads=num_heads)
+    decoding = {**host.decoding, "speculative": {"drafter": "medusa"}}
+    able = replace(host, num_heads=num_heads, decoding=decoding)
+    return NetworkWithHeads(target, heads.eval()), able
 
 
 def save_medusa(folder: Path, heads: MedusaHeads, fields: Mapping[str, Any]) -> None:

@@ -22,17 +22,16 @@ export function board(recording, view) {
   const here = () => Math.min(view.pass, recording.passes);
 
   function describe({ event, state }) {
-    const others = (event.alternatives ?? []).map((one) => `${JSON.stringify(one.text)} ${percent(one.probability)}`).join(", ");
+    const rivals = (event.alternatives ?? []).filter((one) => one.token !== event.token);
+    const others = rivals.map((one) => `${quoted(one.text)} ${percent(one.probability)}`).join(", ");
     detail.classList.remove("quiet");
-    detail.textContent = `${JSON.stringify(event.text)}: ${WORDS[state]}, pass ${event.pass}, place ${event.place + 1}`
+    detail.textContent = `${quoted(event.text)}: ${WORDS[state]}, pass ${event.pass}, place ${event.place + 1}`
       + (event.probability === undefined || event.probability === null ? "" : `, ${percent(event.probability)}`)
       + (event.drafted ? ", drafted" : "") + (others ? `; others: ${others}` : "");
   }
 
   function show() {
     const pass = here();
-    const spans = [];
-    recording.after(pass).forEach((standing) => spans.push(standing));
     const places = recording.after(pass);
     const children = [];
     for (let place = 0; place < places.length; place += 1) {
@@ -77,4 +76,5 @@ export function board(recording, view) {
   return { element, show, fail, recording };
 }
 
+const quoted = (text) => `“${text}”`;
 const percent = (value) => `${(100 * value).toFixed(1)}%`;

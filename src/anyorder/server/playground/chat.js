@@ -8,7 +8,7 @@ const STORE = "anyorder-chat";
 const byId = (id) => document.getElementById(id);
 
 export function openChat(methods, model, preferred) {
-  const chosen = settings(methods, preferred);
+  const chosen = settings(methods, preferred, { varied: true });
   byId("chat-settings").append(chosen.element);
   const log = byId("messages");
   let conversation = new Conversation(JSON.parse(localStorage.getItem(STORE) ?? "null"));
@@ -21,11 +21,19 @@ export function openChat(methods, model, preferred) {
   function head(node) {
     const parent = conversation.parent(node);
     const count = parent.children.length;
-    const turn = (by) => make("button", {
-      type: "button", disabled: running !== null,
-      "aria-label": by < 0 ? "previous branch" : "next branch",
-      onclick: () => { parent.chosen = (parent.chosen + by + count) % count; save(); show(); },
-    }, by < 0 ? "‹" : "›");
+    const turn = (by) => {
+      const label = by < 0 ? "previous branch" : "next branch";
+      return make("button", {
+        type: "button", disabled: running !== null, "aria-label": label,
+        onclick: () => {
+          const at = conversation.path().indexOf(node);
+          parent.chosen = (parent.chosen + by + count) % count;
+          save();
+          show();
+          log.children[at].querySelector(`[aria-label="${label}"]`).focus();
+        },
+      }, by < 0 ? "‹" : "›");
+    };
     return make("header", {},
       make("strong", {}, node.role === "user" ? "You" : "Model"),
       count > 1 ? make("span", {}, turn(-1), ` ${parent.chosen + 1}/${count} `, turn(1)) : null,
@@ -47,15 +55,18 @@ export function openChat(methods, model, preferred) {
     running = new AbortController();
     show();
     const body = log.lastElementChild.querySelector(".body");
+    body.scrollIntoView({ block: "nearest" });
     const began = performance.now();
     try {
       const asked = { ...chosen.request(), model: model(), messages: conversation.messagesTo(parent), stream: true, stream_options: { include_usage: true } };
       for await (const event of stream("v1/chat/completions", asked, running.signal)) {
         const piece = event.choices?.[0]?.delta?.content;
         if (piece) {
+          // Whoever has scrolled away to read is left in peace.
+          const watched = body.getBoundingClientRect().bottom <= innerHeight + 8;
           node.content += piece;
           body.textContent = node.content;
-          body.scrollIntoView({ block: "end" });
+          if (watched) body.scrollIntoView({ block: "nearest" });
         }
         if (event.usage) node.costs = costs(asked.method, event.usage, began);
       }

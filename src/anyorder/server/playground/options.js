@@ -1,15 +1,16 @@
 // A form from a JSON Schema: the options of a method, and the sampling controls beside them.
 import { make } from "./elements.js";
 
-const SAMPLING = {
-  type: "object",
-  properties: {
+/** Controls beside a method's options. `varied`: another text every time, if the method draws. */
+function sampling(method, varied) {
+  const temperature = varied ? Math.min(0.7, method.default_temperature) : 0;
+  return {
     max_tokens: { type: "integer", minimum: 1, default: 128, description: "most new tokens" },
-    temperature: { type: "number", minimum: 0, maximum: 2, default: 0, description: "0: the likeliest token" },
+    temperature: { type: "number", minimum: 0, maximum: 2, default: temperature, description: "0: the likeliest token" },
     top_p: { type: "number", minimum: 0, maximum: 1, default: 1, description: "share of probability kept" },
-    seed: { type: "integer", default: 0, description: "same seed, same text" },
-  },
-};
+    seed: { type: "integer", minimum: 0, default: varied ? null : 0, description: `same seed, same text${varied ? "; empty: any" : ""}` },
+  };
+}
 
 const kindOf = (schema) => [schema.type].flat().filter((type) => type && type !== "null")[0];
 const shown = (value) => (value === null || value === undefined ? "" : String(value));
@@ -42,7 +43,8 @@ function field(name, schema) {
     if (kind === "boolean") return input.value === "true";
     return input.value;
   };
-  return { element, value };
+  const put = (given) => { input.value = shown(given); };
+  return { element, value, put };
 }
 
 /** An option that is one of several objects with options of their own (a drafter, a policy). */
@@ -87,18 +89,22 @@ function collect(fields) {
 }
 
 /** Choice of a method with its options and sampling: { element, request() }. */
-export function settings(methods, preferred) {
+export function settings(methods, preferred, { varied = false } = {}) {
   const select = make("select", { name: "method" });
   for (const method of methods) select.append(make("option", {}, method.name));
   const names = methods.map((method) => method.name);
   select.value = names.includes(preferred) ? preferred : names[0];
   const about = make("p", { className: "quiet" });
   const options = make("div", { className: "fields" });
-  const sampling = make("div", { className: "fields" });
-  const controls = draw(sampling, SAMPLING.properties);
-  let fields = {};
+  const shared = make("div", { className: "fields" });
+  let controls = {}, defaults = {}, fields = {};
   const fill = () => {
     const method = methods.find((one) => one.name === select.value);
+    const kept = collect(controls), drawn = sampling(method, varied);
+    controls = draw(shared, drawn);
+    for (const [name, value] of Object.entries(kept)) controls[name].put(value);
+    const stated = Object.entries(drawn).filter(([, schema]) => schema.default !== null);
+    defaults = Object.fromEntries(stated.map(([name, schema]) => [name, schema.default]));
     about.textContent = [method.summary, method.needs && `Needs ${method.needs}.`, method.exact === false && "Approximate."]
       .filter(Boolean).join(" ");
     fields = draw(options, method.options.properties ?? {});
@@ -106,11 +112,10 @@ export function settings(methods, preferred) {
   select.addEventListener("change", fill);
   fill();
   const element = make("div", {},
-    make("label", {}, "Method ", select), about, sampling,
+    make("label", {}, "Method ", select), about, shared,
     make("details", {}, make("summary", {}, "Options of the method"), options));
   const request = () => {
-    const chosen = collect(controls);
-    const body = { method: select.value, max_tokens: 128, temperature: 0, ...chosen };
+    const body = { method: select.value, ...defaults, ...collect(controls) };
     const own = collect(fields);
     if (Object.keys(own).length) body.method_options = own;
     return body;

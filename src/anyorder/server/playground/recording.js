@@ -50,6 +50,7 @@ export class Recording {
     rows.push(["forward passes", usage.forward_passes ?? this.passes]);
     if (usage.tokens_per_pass) rows.push(["tokens a pass", usage.tokens_per_pass.toFixed(2)]);
     if (this.seconds) rows.push(["seconds", this.seconds.toFixed(2)]);
+    if (usage.seconds) rows.push(["prompt, decoding", `${usage.seconds.prefill.toFixed(2)}, ${usage.seconds.decode.toFixed(2)}`]);
     if (usage.mean_accepted_length) rows.push(["accepted at a time", usage.mean_accepted_length.toFixed(2)]);
     if (usage.exact === false) rows.push(["distribution", "approximate"]);
     if (this.end?.finish_reason) rows.push(["ended by", this.end.finish_reason]);

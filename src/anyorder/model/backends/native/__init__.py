@@ -108,8 +108,10 @@ def library() -> ctypes.CDLL | None:
         expand.argtypes = [ctypes.c_int64, pointer, ctypes.c_int64, pointer]
         linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
         layers = getattr(kernels, f"anyorder_layers_{name}")
-        layers.argtypes = [ctypes.c_void_p]
-        linear.restype = layers.restype = expand.restype = None
+        layers.argtypes = [pointer]
+        attention = getattr(kernels, f"anyorder_attention_{name}")
+        attention.argtypes = [pointer, pointer, ctypes.c_int64, pointer]
+        linear.restype = layers.restype = expand.restype = attention.restype = None
     return kernels if kernels.anyorder_level() else None
 
 

@@ -92,6 +92,11 @@ void run_layers(const Pass& pass) {
     ON_LEVEL(run_layers<T>(pass));
 }
 
+template <class T>
+void run_attention(const Pass& pass, const T* queries, int64_t query_stride, T* mixed) {
+    ON_LEVEL(run_attention<T>(pass, queries, query_stride, mixed));
+}
+
 }  // namespace
 }  // namespace anyorder
 
@@ -144,6 +149,18 @@ void anyorder_unpack(const anyorder::Matrix* matrix, const int64_t* outputs, int
                      float* weights) {
     using namespace anyorder;
     ON_LEVEL(unpack(*matrix, outputs, num_rows, weights));
+}
+
+// What queries [rows, heads, head width] of a pass's only group read of its only layer's pages; the
+// stride is between rows.
+void anyorder_attention_float32(const anyorder::Pass* pass, const float* queries,
+                                int64_t query_stride, float* mixed) {
+    anyorder::run_attention(*pass, queries, query_stride, mixed);
+}
+
+void anyorder_attention_bfloat16(const anyorder::Pass* pass, const bf16* queries,
+                                 int64_t query_stride, bf16* mixed) {
+    anyorder::run_attention(*pass, queries, query_stride, mixed);
 }
 
 // All rows of a pass through the given layers; see layers.h.

@@ -26,9 +26,11 @@ struct Layer {
 
 struct Group {  // as core.batch.AttentionGroup
     int64_t first_row, num_requests, num_queries, num_keys;
-    const int64_t* pages;    // [requests, pages]; null: keys are the group's own new tokens
-    const uint8_t* visible;  // [requests, queries, keys]; null: causal
-    const int64_t* key_positions;
+    const int64_t* pages;      // [rows, pages]; null: keys are the group's own new tokens
+    const int64_t* page_rows;  // [requests], each one's row; null: in order
+    const uint8_t* visible;    // [requests, queries, keys]; null: causal
+    const int64_t* past;       // [requests], keys before those, which are all seen; null: none
+    const int64_t* key_positions;  // null: in order, and the new ones where the queries are
     int64_t page_stride, visible_stride, key_position_stride;  // between requests, in elements
 };
 

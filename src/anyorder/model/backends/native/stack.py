@@ -17,15 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
+from anyorder.core.batch import KeyValuePool, PackedBatch
 from anyorder.model.backends.linear import MOST_ROWS, PLAIN, Linear
 from anyorder.model.backends.native import (
     NAMES,
     QUANTIZED_LEVEL,
-    Matrix,
     level,
     library,
     plain_matrix,
+)
+from anyorder.model.backends.native.structures import (
+    REGISTER,
+    Group,
+    Layer,
+    Pass,
+    Turn,
+    describe,
 )
 from anyorder.model.backends.quantized import QuantizedLinear
 from anyorder.model.config import ModelConfig, Rope
@@ -33,43 +40,6 @@ from anyorder.model.layers import RmsNorm
 from anyorder.model.rotary import Rotation, rotation
 
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
-_REGISTER = 32
-"""Head widths and inner widths are multiples of it: two registers of 16 floats."""
-
-
-def _structure(name: str, **kinds: str) -> type[ctypes.Structure]:
-    """A structure of `layers.h`: by kind of field, their names."""
-    types: dict[str, Any] = {
-        "matrices": Matrix,
-        "pointers": ctypes.c_void_p,
-        "numbers": ctypes.c_int64,
-        "reals": ctypes.c_double,
-    }
-    fields = [(field, types[kind.split("_")[0]]) for kind in kinds for field in kinds[kind].split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-_Layer = _structure(
-    "Layer",
-    matrices="qkv out gate_up down",
-    pointers="attention_norm query_norm key_norm mlp_norm keys values key_scales value_scales",
-    numbers="rope window",
-    reals="scale",
-)
-_Group = _structure(
-    "Group",
-    numbers="first_row num_requests num_queries num_keys",
-    pointers="pages visible key_positions",
-    numbers_after="page_stride visible_stride key_position_stride",
-)
-_Rotation = _structure("Rotation", pointers="cosines sines", numbers="width")
-_Pass = _structure(
-    "Pass",
-    numbers="num_rows width num_heads num_kv_heads head_width mlp_width page_size num_layers "
-    "num_groups num_threads activation",
-    reals="epsilon",
-    pointers="residual slots positions layers groups rotations final_norm",
-)
 
 
 class LayerStack:
@@ -95,7 +65,7 @@ class LayerStack:
         )
         """`_layers` with the addresses of a pool's pages: engines that share a network may run it
         at the same time, each on its own pool."""
-        self._layers = (_Layer * len(layers))()
+        self._layers = (Layer * len(layers))()
         known = [
             sum(len(_tensors(module)) for module in found.values() if module is not None)
             for found in self._modules
@@ -128,8 +98,8 @@ class LayerStack:
             and config.encoder is None
             and config.relative_positions is None
             and config.attention_width in (None, config.width)
-            and not config.head_width % _REGISTER
-            and not config.mlp_width % _REGISTER
+            and not config.head_width % REGISTER
+            and not config.mlp_width % REGISTER
             and all(layer.experts is None for layer in config.layers)
             and all(layer.attention_norm and not layer.window_ahead for layer in config.layers)
             and all(layer.head_width is None is layer.num_kv_heads for layer in config.layers)
@@ -170,7 +140,7 @@ class LayerStack:
         layers = self._bound.get(pool)
         if layers is None:
             layers = self._bound[pool] = self._bind(pool)
-        turns = (_Rotation * max(len(ropes), 1))()
+        turns = (Turn * max(len(ropes), 1))()
         if ropes:
             num_positions = int(batch.positions_N.max()) + 1
             for turn, rope in zip(turns, ropes, strict=False):
@@ -178,11 +148,11 @@ class LayerStack:
                 keep += [cosines, sines]
                 turn.cosines, turn.sines = cosines.data_ptr(), sines.data_ptr()
                 turn.width = cosines.shape[-1]
-        groups = (_Group * len(batch.groups))()
+        groups = (Group * len(batch.groups))()
         for target, group in zip(groups, batch.groups, strict=True):
-            _describe(target, group, keep)
+            describe(target, group, keep)
         config = self._config
-        described = _Pass(
+        described = Pass(
             num_rows=len(x_NW),
             width=config.width,
             num_heads=config.num_heads,
@@ -279,42 +249,3 @@ def _find(layer: nn.Module, name: str) -> nn.Module | None:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _describe(target: ctypes.Structure, group: AttentionGroup, keep: list[torch.Tensor]) -> None:
-    """Fill in a `Group`; `keep` collects the tensors that it points to."""
-
-    def point(tensor: torch.Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        keep.append(tensor)
-        return tensor.data_ptr()
-
-    positions_RK, visible_RQK = group.key_positions_RK, group.visible_RQK
-    if visible_RQK is None:
-        positions_RK = None  # causal: neither is read
-    else:
-        assert positions_RK is not None, "a mask's keys have positions"
-        visible_RQK = visible_RQK.contiguous()
-        if positions_RK.stride(1) != 1:
-            positions_RK = positions_RK.contiguous()
-    pages_RP = None if group.pages_RP is None else group.pages_RP.contiguous()
-    fields = {
-        "first_row": group.first_row,
-        "num_requests": group.num_requests,
-        "num_queries": group.num_queries,
-        "num_keys": 0 if positions_RK is None else positions_RK.shape[1],
-        "pages": point(pages_RP),
-        "visible": point(visible_RQK),
-        "key_positions": point(positions_RK),
-        "page_stride": 0 if pages_RP is None else pages_RP.shape[1],
-        "visible_stride": _step(visible_RQK),
-        "key_position_stride": _step(positions_RK),
-    }
-    for name, value in fields.items():
-        setattr(target, name, value)
-
-
-def _step(tensor: torch.Tensor | None) -> int:
-    """Elements between requests; none where all have the same."""
-    return 0 if tensor is None or len(tensor) == 1 else tensor.stride(0)

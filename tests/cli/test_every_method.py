@@ -99,3 +99,12 @@ def test_three_of_them_side_by_side(run: Run, tmp_path: Path) -> None:
         numbers = [word for word in row.split() if word.replace(".", "").isdigit()]
         assert numbers[:3] == costs and len(numbers) == 5, row
         assert title == f"{method} on {folder(kind)}"
+
+
+def test_a_trace_keeps_what_was_taken_out(run: Run, tmp_path: Path) -> None:
+    flags = ["--method", "insertion", "--max-new-tokens", str(LENGTH), "--seed", "3"]
+    page, data = tmp_path / "trace.html", tmp_path / "trace.json"
+    for file in (page, data):
+        assert run("generate", PROMPT, *source("edits"), *flags, "--trace", str(file)).code == 0
+    assert '"history": [[' in page.read_text("utf-8")
+    assert any(entry["token"] is None for entry in json.loads(data.read_text())["history"])

@@ -123,9 +123,11 @@ class OneWayPrompt:
 
     def hidden(self, batch: PackedBatch, pool: KeyValuePool | None) -> torch.Tensor:
         (group,) = batch.groups
-        assert group.visible_RQK is not None
-        visible = group.visible_RQK.clone()
         first = group.query_positions_RQ[0] < self.length
+        if not first.any():  # they are cached
+            return self.base.hidden(batch, pool)  # type: ignore[no-any-return]
+        assert group.visible_RQK is not None and group.key_positions_RK is not None
+        visible = group.visible_RQK.clone()
         earlier_RQK = group.key_positions_RK[:, None] <= group.query_positions_RQ[:, :, None]
         visible[:, first] = earlier_RQK[:, first, -visible.shape[2] :]
         changed = dataclasses.replace(group, visible_RQK=visible)

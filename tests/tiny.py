@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -82,6 +84,17 @@ def tiny_engine(**changes: Any) -> Engine:
     """An engine over the tiny model, with a small pool."""
     model = changes.pop("model", None) or tiny_model()
     return Engine(model, **{"cache_tokens": 4096, **changes})
+
+
+def run_out(engine: Engine, preempt_at: Container[int] = ()) -> None:
+    """Tick until nothing is left to do; before some ticks all that runs is preempted."""
+    for tick in itertools.count():
+        assert tick < 1000, "no progress"
+        if tick in preempt_at:
+            for run in list(engine._scheduler.running):
+                engine._scheduler._preempt(run)
+        if not engine.tick():
+            return
 
 
 def assert_no_page_is_lost(engine: Engine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ from tests.methods.same_text import (
     greedy,
     ids,
 )
-from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
+from tests.tiny import (
+    VOCABULARY,
+    assert_no_page_is_lost,
+    run_out,
+    tiny_config,
+    tiny_engine,
+    tiny_model,
+)
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import InvalidRequest, UnsupportedMethod
@@ -77,12 +83,7 @@ def test_all_layers_are_always_right(situation: str) -> None:
         )
         for controls, acceptance in cases
     ]
-    for tick in itertools.count():
-        if situation == "preempted" and tick % 3 == 2:
-            for run in list(engine._scheduler.running):
-                engine._scheduler._preempt(run)
-        if not engine.tick():
-            break
+    run_out(engine, range(2, 1000, 3) if situation == "preempted" else ())
     for handle in handles:
         completion = handle.result()
         assert completion.report.mean_accepted_length == 5

@@ -26,7 +26,7 @@ from tests.drafter_folders import (
     write_target,
 )
 from tests.engine.test_attention import submit
-from tests.tiny import assert_no_page_is_lost
+from tests.tiny import assert_no_page_is_lost, run_out
 
 from anyorder.core.drafter import Draft, Drafter
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod, UserError
@@ -132,13 +132,7 @@ def test_preempted_it_writes_the_same(
         engine = engine_with(folder, target, name)
         requests = requests_of(name)[:-1]
         handles = [engine.submit(request) for request in requests]
-        for tick in itertools.count(1):
-            if every and tick % every == 0:
-                for run in list(engine._scheduler.running):
-                    engine._scheduler._preempt(run)
-            if not engine.tick():
-                break
-            assert tick < 1000, "no progress"
+        run_out(engine, range(2, 1000, every) if every else ())
         completions = [handle.result() for handle in handles]
         assert_same(completions, expected[:-1])
         assert not every or sum(handle.num_preemptions for handle in handles) > len(handles)

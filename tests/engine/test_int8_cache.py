@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 
 import pytest
 import torch
 from tests.cache.test_int8_pool import rounded
 from tests.methods.test_contract import METHODS, assert_equal, contract_engine, fits, requests_of
-from tests.tiny import assert_no_page_is_lost, tiny_encoder_decoder, tiny_engine, tiny_model
+from tests.tiny import (
+    assert_no_page_is_lost,
+    run_out,
+    tiny_encoder_decoder,
+    tiny_engine,
+    tiny_model,
+)
 
 from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
@@ -81,12 +86,7 @@ def test_chunks_and_a_crowded_pool_change_nothing(alone: list[Completion]) -> No
 def test_preemption_changes_nothing(alone: list[Completion]) -> None:
     engine = contract_engine(cache_dtype="int8")
     handles = [engine.submit(request) for request in REQUESTS]
-    for tick in itertools.count():
-        if tick in (3, 9, 20):
-            for run in list(engine._scheduler.running):
-                engine._scheduler._preempt(run)
-        if not engine.tick():
-            break
+    run_out(engine, (3, 9, 20))
     for handle, expected in zip(handles, alone, strict=True):
         assert_equal(handle.result(), expected)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
+from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, run_out, tiny_engine, tiny_model
 
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod
@@ -402,12 +402,7 @@ def test_clean_blocks_alone_in_chunks_and_after_preemption(max_batch_tokens: int
     alone = [tiny_engine(model=model).generate(one).tokens for one in requests]
     engine = tiny_engine(model=model, max_batch_tokens=max_batch_tokens)
     handles = [engine.submit(one) for one in requests]
-    for tick in itertools.count():
-        if tick in (3, 9, 30):
-            for run in list(engine._scheduler.running):
-                engine._scheduler._preempt(run)
-        if not engine.tick():
-            break
+    run_out(engine, (3, 9, 30))
     assert [handle.result().tokens for handle in handles] == alone
     assert_no_page_is_lost(engine)
 

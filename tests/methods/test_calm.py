@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tests.model.test_calm import SIZES, calm, fields
-from tests.tiny import assert_no_page_is_lost, tiny_engine
+from tests.tiny import assert_no_page_is_lost, run_out, tiny_engine
 from tests.training.runs import byte_tokenizer
 
 from anyorder.core.batch import dense_batch
@@ -172,12 +172,7 @@ def test_company_chunks_and_crowds_change_nothing(
 def test_preemption_changes_nothing(alone: list[Completion]) -> None:
     busy = engine()
     handles = busy.submit_all(REQUESTS)
-    for tick in range(1000):
-        if tick % 3 == 2:
-            for run in list(busy._scheduler.running):
-                busy._scheduler._preempt(run)
-        if not busy.tick():
-            break
+    run_out(busy, range(2, 1000, 3))
     assert_same([handle.result() for handle in handles], alone)
     assert sum(handle.result().report.num_preemptions for handle in handles) > len(REQUESTS)
     assert_no_page_is_lost(busy)

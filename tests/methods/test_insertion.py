@@ -21,6 +21,7 @@ from tests.methods.encoder_decoders import (
 from tests.tiny import (
     END,
     assert_no_page_is_lost,
+    run_out,
     tiny_encoder_decoder_config,
     tiny_engine,
 )
@@ -322,12 +323,7 @@ def test_company_chunks_and_preemption_change_nothing() -> None:
     for changes in ({}, {"max_batch_tokens": 7}, {"cache_tokens": 192}):
         engine = tiny_engine(model=editor(), **changes)
         handles = [engine.submit(request) for request in requests]
-        for tick in itertools.count():
-            if tick % 5 == 2:
-                for run in list(engine._scheduler.running):
-                    engine._scheduler._preempt(run)
-            if not engine.tick():
-                break
+        run_out(engine, range(2, 1000, 5))
         for handle, alone in zip(handles, expected, strict=True):
             for choice, other in zip(handle.result().choices, alone.choices, strict=True):
                 assert choice.tokens == other.tokens

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import pytest
 from tests.methods.encoder_decoders import source
 from tests.methods.one_pass import generate, one_pass_model
-from tests.tiny import END, assert_no_page_is_lost, tiny_engine
+from tests.tiny import END, assert_no_page_is_lost, run_out, tiny_engine
 
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod, UserError
 from anyorder.core.request import Completion, Guide, Request
@@ -62,12 +61,7 @@ def assert_equal(completion: Completion, expected: Completion) -> None:
 def test_company_chunks_and_preemption_change_nothing(method: str, changes: dict[str, int]) -> None:
     engine = engine_of(method, **changes)
     handles = [engine.submit(request) for request in requests_of(method)]
-    for tick in itertools.count():
-        if tick % 3 == 2:
-            for run in list(engine._scheduler.running):
-                engine._scheduler._preempt(run)
-        if not engine.tick():
-            break
+    run_out(engine, range(2, 1000, 3))
     for handle, expected in zip(handles, alone(method), strict=True):
         assert_equal(handle.result(), expected)
     assert_no_page_is_lost(engine)

@@ -8,6 +8,8 @@ changes the model's distribution a little; `anyorder eval --cache-dtype int8` te
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import torch
 
 from anyorder.cache.pool import Pool, put
@@ -16,25 +18,12 @@ from anyorder.cache.pool import Pool, put
 class Int8Pool(Pool):
     """[num_pages + 1, page_size, G, D] keys and values for every layer, and their scales."""
 
-    def __init__(
-        self,
-        shapes: list[tuple[int, int]],
-        *,
-        num_pages: int,
-        page_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        """`dtype` is what is read as."""
-        self.dtype = dtype
-        self.key_scales = [
-            torch.empty(num_pages + 1, page_size, heads, dtype=torch.float32, device=device)
-            for heads, _ in shapes
-        ]
-        self.value_scales = [torch.empty_like(scales) for scales in self.key_scales]
-        super().__init__(
-            shapes, num_pages=num_pages, page_size=page_size, dtype=torch.int8, device=device
-        )
+    def _reserve(
+        self, shapes: Seq[tuple[int, ...]], dtype: torch.dtype
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        heads = [shape[:1] for shape in shapes]
+        self.key_scales, self.value_scales = super()._reserve(heads, torch.float32)
+        return super()._reserve(shapes, torch.int8)
 
     @staticmethod
     def bytes_per_token(shapes: list[tuple[int, int]], dtype: torch.dtype) -> int:

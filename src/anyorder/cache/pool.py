@@ -27,13 +27,21 @@ class Pool:
         self.blank = num_pages
         """A page that nobody is given. Where requests with few pages are read beside ones with
         many, it stands for the missing ones."""
-        self.keys = [
-            torch.empty(num_pages + 1, page_size, heads, width, dtype=dtype, device=device)
-            for heads, width in shapes
-        ]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.dtype = dtype
+        """What is read."""
+        self.keys, self.values = self._reserve(shapes, dtype)
         self._views: dict[int, tuple[torch.Tensor, slice | None]] = {}
         self.clear_page(self.blank)
+
+    def _reserve(
+        self, shapes: Seq[tuple[int, ...]], dtype: torch.dtype
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Two tensors for each layer, [num_pages + 1, page_size, *shape]."""
+        first = [
+            torch.empty(self.blank + 1, self.page_size, *shape, dtype=dtype, device=self.device)
+            for shape in shapes
+        ]
+        return first, [torch.empty_like(tensor) for tensor in first]
 
     @staticmethod
     def bytes_per_token(shapes: list[tuple[int, int]], dtype: torch.dtype) -> int:

@@ -51,6 +51,17 @@ inline void from_float(float value, bf16* out) {  // to nearest, ties to even
 #define ANYORDER_POLYNOMIAL(r)                                                               \
     (1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +       \
      r * (1.0f / 720 + r * (1.0f / 5040))))))))
+// The first step of `transpose`, four rows at a time: parts[i + j] holds in its 128-bit part q column
+// 4 q + j of rows i to i + 3. `M` begins the names of the registers' instructions.
+#define ANYORDER_COLUMNS(M, rows, parts)                                                     \
+    for (int i = 0; i < LANES; i += 4) {                                                     \
+        const Sums a = M##_unpacklo_ps(rows[i], rows[i + 1]);                                \
+        const Sums b = M##_unpackhi_ps(rows[i], rows[i + 1]);                                \
+        const Sums c = M##_unpacklo_ps(rows[i + 2], rows[i + 3]);                            \
+        const Sums d = M##_unpackhi_ps(rows[i + 2], rows[i + 3]);                            \
+        parts[i] = M##_shuffle_ps(a, c, 0x44), parts[i + 1] = M##_shuffle_ps(a, c, 0xee);    \
+        parts[i + 2] = M##_shuffle_ps(b, d, 0x44), parts[i + 3] = M##_shuffle_ps(b, d, 0xee); \
+    }
 constexpr int OUTPUTS = 4;  // rows of a weight matrix in a tile
 constexpr ptrdiff_t MANY_ROWS = 64;  // input rows that stay in a core's own cache
 constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
@@ -72,15 +83,8 @@ static inline Sums totals(const Sums* sums) {
     return _mm256_loadu_ps(each);
 }
 static inline void transpose(Sums* rows) {
-    Sums parts[LANES];  // [i + j]: in half q column 4 q + j of rows i to i + 3
-    for (int i = 0; i < LANES; i += 4) {
-        const Sums a = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-        const Sums b = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-        const Sums c = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]);
-        const Sums d = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
-        parts[i] = _mm256_shuffle_ps(a, c, 0x44), parts[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-        parts[i + 2] = _mm256_shuffle_ps(b, d, 0x44), parts[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
-    }
+    Sums parts[LANES];
+    ANYORDER_COLUMNS(_mm256, rows, parts)
     for (int j = 0; j < 4; j++) {
         rows[j] = _mm256_permute2f128_ps(parts[j], parts[4 + j], 0x20);
         rows[4 + j] = _mm256_permute2f128_ps(parts[j], parts[4 + j], 0x31);
@@ -172,15 +176,8 @@ static inline Sums totals(const Sums* sums) {  // lanes are paired as in `total`
                          _mm512_shuffle_ps(eight[0], eight[1], 0xdd));
 }
 static inline void transpose(Sums* rows) {
-    Sums parts[LANES];  // [i + j]: in quarter q column 4 q + j of rows i to i + 3
-    for (int i = 0; i < LANES; i += 4) {
-        const Sums a = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-        const Sums b = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-        const Sums c = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]);
-        const Sums d = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
-        parts[i] = _mm512_shuffle_ps(a, c, 0x44), parts[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-        parts[i + 2] = _mm512_shuffle_ps(b, d, 0x44), parts[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-    }
+    Sums parts[LANES];
+    ANYORDER_COLUMNS(_mm512, rows, parts)
     for (int j = 0; j < 4; j++) {
         const Sums even_low = _mm512_shuffle_f32x4(parts[j], parts[4 + j], 0x88);
         const Sums odd_low = _mm512_shuffle_f32x4(parts[j], parts[4 + j], 0xdd);

@@ -30,9 +30,13 @@ import torch
 from numpy.typing import NDArray
 
 from anyorder.core import lookup
+from anyorder.core.attention import Tree
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
-from anyorder.core.forward import Outputs, Tree, forward
+from anyorder.core.forward import (
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Abilities, Context
 from anyorder.core.options import build
 from anyorder.core.request import Request

@@ -83,7 +83,8 @@ def option_table(options: tuple[Option, ...]) -> str:
     """One row per option."""
     rows = ["| option | allowed | default | |", "|---|---|---|---|"]
     for option in options:
-        default = option.default if option.folder is None else lookup.name_of(option.default)
+        plain = option.folder is None or option.several
+        default = option.default if plain else lookup.name_of(option.default)
         allowed = "a list" if option.kind is object else option.allowed
         cells = [f"`{option.name}`", allowed, spelled(default), option.description]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -141,7 +142,9 @@ def found_section(folder: str, name: str, kind: str) -> str:
     if options:
         parts.append(option_table(options))
     for option in options:
-        for inner in lookup.names(option.folder) if option.folder is not None else ():
+        if option.folder in (None, folder):  # what it is a part of is on this page anyway
+            continue
+        for inner in lookup.names(option.folder):
             parts.append(part_section(option, inner).replace("### ", "#### ", 1))
     return "\n".join(parts)
 
@@ -151,9 +154,14 @@ def objective_table(names: tuple[str, ...]) -> str:
     rows = ["| objective | needs | |", "|---|---|---|"]
     for name in names:
         cls = lookup.find("training/objectives", name, kind="objective")
-        needs = ["a mask token"] * cls.needs_mask_token
-        if cls.needs_teacher is not False:  # or a property: its options decide
-            needs.append("a teacher" if cls.needs_teacher is True else "perhaps a teacher")
+        needs = [
+            thing if needed is True else f"perhaps {thing}"  # a property: its options decide
+            for thing, needed in (
+                ("a mask token", cls.needs_mask_token),
+                ("a teacher", cls.needs_teacher),
+            )
+            if needed is not False
+        ]
         summary = (inspect.getdoc(cls) or "").splitlines()[0]
         rows.append(f"| [{name}](#{name}) | {', '.join(needs)} | {summary} |")
     return "\n".join(rows) + "\n"

@@ -13,7 +13,12 @@ from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
 from anyorder.cache.prefix import page_keys
 from anyorder.cache.store import PagedStore
-from anyorder.core.forward import BIDIRECTIONAL, CAUSAL, Blocks, Tree
+from anyorder.core.attention import (
+    BIDIRECTIONAL,
+    CAUSAL,
+    Blocks,
+    Tree,
+)
 from anyorder.core.sequence import Sequence
 
 PAGE = 4

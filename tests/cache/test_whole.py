@@ -6,7 +6,7 @@ import torch
 
 from anyorder.cache.pool import Pool
 from anyorder.cache.whole import WholeStore
-from anyorder.core.forward import BIDIRECTIONAL, CAUSAL, Attention
+from anyorder.core.attention import BIDIRECTIONAL, CAUSAL, Attention
 from anyorder.core.sequence import Sequence
 
 PAGE = 4

@@ -9,20 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyorder.core.forward import (
+from anyorder.core.attention import (
     BIDIRECTIONAL,
     CAUSAL,
-    NOTHING,
-    TOKEN,
     Attention,
     Bidirectional,
     Blocks,
     Causal,
     Explicit,
-    ForwardRequest,
-    ForwardResult,
     Groups,
     Tree,
+)
+from anyorder.core.forward import (
+    NOTHING,
+    TOKEN,
+    ForwardRequest,
+    ForwardResult,
     forward,
     forward_all,
 )

@@ -28,9 +28,13 @@ from tests.drafter_folders import (
 from tests.engine.test_attention import submit
 from tests.tiny import assert_no_page_is_lost, run_out
 
+from anyorder.core.attention import Tree
 from anyorder.core.drafter import Draft, Drafter
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod, UserError
-from anyorder.core.forward import Decoding, Tree, forward
+from anyorder.core.forward import (
+    Decoding,
+    forward,
+)
 from anyorder.core.method import Abilities, Context
 from anyorder.core.request import Completion, Request
 from anyorder.drafters.block_drafter import BlockDrafter

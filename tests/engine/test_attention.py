@@ -11,18 +11,20 @@ import pytest
 import torch
 from tests.tiny import VOCABULARY, assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
 
-from anyorder.core.batch import AttentionGroup, PackedBatch
-from anyorder.core.forward import (
+from anyorder.core.attention import (
     BIDIRECTIONAL,
     CAUSAL,
     Attention,
     Bidirectional,
     Blocks,
-    Decoding,
     Explicit,
     Groups,
-    Outputs,
     Tree,
+)
+from anyorder.core.batch import AttentionGroup, PackedBatch
+from anyorder.core.forward import (
+    Decoding,
+    Outputs,
     forward,
 )
 from anyorder.core.method import Context, Method

@@ -12,9 +12,9 @@ import torch
 from tests.cli.checkpoint import save_checkpoint
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, tiny_engine, tiny_model
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.errors import InvalidRequest, RequestFailed, UnsupportedMethod
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     CanvasRows,
     Decoding,
     ForwardResult,

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tests.tiny import END, VOCABULARY, assert_no_page_is_lost, run_out, tiny_engine, tiny_model
 
+from anyorder.core.attention import Blocks
 from anyorder.core.batch import AttentionGroup, PackedBatch
 from anyorder.core.errors import InvalidRequest, PoolTooSmall, UnsupportedMethod
-from anyorder.core.forward import Blocks
+from anyorder.core.method import AttentionKind
 from anyorder.core.request import Completion, Request
 from anyorder.model.loaded import LoadedModel
 
@@ -72,7 +73,7 @@ def dense(tokens: Seq[int], places: Seq[int], visible: torch.Tensor) -> torch.Te
 
 
 def by_hand(
-    prompt: list[int], num_new: int, size: int, shift: bool
+    prompt: list[int], num_new: int, size: int, shift: bool, causal: bool = False
 ) -> tuple[list[int], list[float]]:
     """Greedy, the likeliest place of the block first, by a dense pass a token."""
     text: list[int | None] = [None] * num_new
@@ -81,7 +82,11 @@ def by_hand(
         start = (len(prompt) + text.index(None)) // size * size
         line = [*prompt, *(MASKS if token is None else token for token in text)]
         line = (line + [MASKS] * size)[: start + size]
-        says = logprobs(line, size)
+        visible = Blocks(size=size).visible(len(line))
+        if causal:
+            visible = torch.ones(len(line), len(line), dtype=torch.bool).tril()
+            visible[start:, start:] = True
+        says = dense(line, range(len(line)), visible)
         best, answer = -1, (-1e9, 0)
         for place in range(num_new):
             position = len(prompt) + place
@@ -95,23 +100,42 @@ def by_hand(
     return [token for token in text if token is not None], found
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(
     ("num_prompt", "num_new"), [(3, 10), (1, 4), (8, 9), (4, 3), (21, 6), (0, 9)]
 )
-def test_cached_blocks_equal_no_cache(shift: bool, num_prompt: int, num_new: int) -> None:
+def test_cached_blocks_equal_no_cache(
+    causal: bool, shift: bool, num_prompt: int, num_new: int
+) -> None:
     num_prompt = num_prompt or shift  # to tell the first place by what is before it
     prompt = list(range(3, 3 + num_prompt))
-    model = block_model(token_shift=shift)
+    model = block_model(token_shift=shift, clean_text="causal" if causal else "bidirectional")
     options: dict[str, object] = {"commit": "confidence"}
     completion = generate(options, prompt=prompt, max_new_tokens=num_new, model=model)
-    tokens, want = by_hand(prompt, num_new, 4, shift)
+    tokens, want = by_hand(prompt, num_new, 4, shift, causal)
     assert completion.tokens == tokens
     assert completion.logprobs == pytest.approx(want, abs=1e-5)
-    # The pass that stores a block tells the next one's places: no pass beside one a token. With a
-    # shift, a block's first place needs none of its own, since the first pass has told it.
-    assert completion.report.num_forward_passes <= num_new
-    assert shift or completion.report.num_forward_passes == num_new
+    # The pass that stores a block tells the next one's places: no pass beside one a token, but one
+    # over a prompt that is read as other methods read it. With a shift, a block's first place needs
+    # none of its own, since the first pass has told it.
+    num_passes = num_new + (causal and num_prompt >= 4)
+    assert completion.report.num_forward_passes <= num_passes
+    assert shift or completion.report.num_forward_passes == num_passes
+
+
+def test_text_that_is_read_from_left_to_right_shares_its_pages_with_other_methods() -> None:
+    engine = tiny_engine(model=block_model(clean_text="causal"))
+    prompt = [3 + place % 40 for place in range(70)]
+    alone = generate(prompt=prompt, model=block_model(clean_text="causal"))
+    fields = {"prompt": prompt, "max_new_tokens": 9}
+    for method in ("autoregressive", "block_diffusion", "speculative"):
+        drafter = {"drafter": "own_block"} if method == "speculative" else {}
+        found = engine.generate(Request(method=method, options=drafter, **fields))
+        assert found.report.num_cached_tokens == (0 if method == "autoregressive" else 64)
+        if method == "block_diffusion":
+            assert found.tokens == alone.tokens[:9]
+    assert_no_page_is_lost(engine)
 
 
 def test_only_the_block_runs_once_the_past_is_clean() -> None:
@@ -391,9 +415,12 @@ def test_where_clean_tokens_are_asked_they_run_alone() -> None:
         assert list(dict.fromkeys(found)) == lengths
 
 
+@pytest.mark.parametrize("clean_text", ["bidirectional", "causal"])
 @pytest.mark.parametrize("max_batch_tokens", [1, 5, 64])
-def test_clean_blocks_alone_in_chunks_and_after_preemption(max_batch_tokens: int) -> None:
-    model = block_model(token_shift=True)
+def test_clean_blocks_alone_in_chunks_and_after_preemption(
+    max_batch_tokens: int, clean_text: AttentionKind
+) -> None:
+    model = block_model(token_shift=True, clean_text=clean_text)
     options: dict[str, object] = {"first": "clean", "window": 2}
     requests = [
         request(options, prompt=[5] * length, max_new_tokens=9, temperature=1.0, seed=length)

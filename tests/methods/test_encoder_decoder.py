@@ -26,6 +26,7 @@ from tests.tiny import (
 )
 
 from anyorder.core import lookup
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.batch import CrossMemory, dense_batch
 from anyorder.core.errors import (
     ContextOverflow,
@@ -34,7 +35,11 @@ from anyorder.core.errors import (
     RequestFailed,
     UserError,
 )
-from anyorder.core.forward import BIDIRECTIONAL, Decoding, Outputs, forward
+from anyorder.core.forward import (
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Context, Method, TextRules
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine

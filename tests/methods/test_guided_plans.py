@@ -13,8 +13,8 @@ import pytest
 from tests.methods.matrix_networks import TAGS, random, token, tokenizer
 from tests.tiny import assert_no_page_is_lost
 
+from anyorder.core.attention import Groups
 from anyorder.core.errors import GuideError
-from anyorder.core.forward import Groups
 from anyorder.core.request import Completion, Guide, Request
 from anyorder.engine.engine import Engine
 from anyorder.sampling import windows

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.model import dit_twin
 from tests.model.dit_twin import LENGTH, VOCABULARY
 
+from anyorder.core.attention import BIDIRECTIONAL, Blocks
 from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError
-from anyorder.core.forward import BIDIRECTIONAL, Blocks
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.loading import load_network
 from anyorder.model.saving import stored_tensors

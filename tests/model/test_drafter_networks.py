@@ -30,9 +30,14 @@ from tests.drafter_folders import (
 )
 from tests.tiny import tiny_config
 
+from anyorder.core.attention import (
+    CAUSAL,
+    Attention,
+    Explicit,
+    Tree,
+)
 from anyorder.core.batch import PackedBatch, dense_batch
 from anyorder.core.errors import CheckpointError, UserError
-from anyorder.core.forward import CAUSAL, Attention, Explicit, Tree
 from anyorder.engine.engine import Engine
 from anyorder.model.drafters.draft_vocabulary import output_rows
 from anyorder.model.drafters.medusa import NetworkWithHeads

@@ -14,8 +14,16 @@ from tests.tiny import tiny_config
 
 from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
+from anyorder.core.attention import (
+    CAUSAL,
+    Attention,
+    Bidirectional,
+    Blocks,
+    Canvas,
+    Groups,
+    Tree,
+)
 from anyorder.core.batch import AttentionGroup, PackedBatch
-from anyorder.core.forward import CAUSAL, Attention, Bidirectional, Blocks, Canvas, Groups, Tree
 from anyorder.model.backends import native, sdpa
 from anyorder.model.backends.native import attention as kernels
 from anyorder.model.backends.sdpa import Pattern

@@ -85,11 +85,34 @@ def test_it_extends_nothing_else(tmp_path: Path, line: str, words: str) -> None:
         read_recipe(path)
 
 
+MIXED: dict[str, Any] = {
+    "name": "mixture",
+    "parts": ["next_token", {"name": "block_diffusion", "block_size": 2, "clean": "causal"}],
+    "shares": [1, 3],
+}
+"""Of an objective of several parts."""
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"widht": 8}, r"unknown \[model\] field 'widht'; did you mean 'width'\?"),
     ("run", {"batchsize": 8}, r"did you mean 'batch_size'\?"),
     ("objective", {"label_smothing": 0.1}, r"did you mean 'label_smoothing'\?"),
     ("objective", {"name": "next_tokens"}, r"did you mean 'next_token'\?"),
+    ("objective", {"name": "mixture"}, r"mixture option parts is missing; .* a list of adversar"),
+    ("objective", {**MIXED, "parts": ["next_token"]}, r"at least 2 parts, got 1"),
+    ("objective", {**MIXED, "parts": ["next_token", "maskd_diffusion"]}, r"mean 'masked_diff"),
+    (
+        "objective",
+        {**MIXED, "parts": ["next_token", {"schedule": "linear"}]},
+        r"parts must be a li",
+    ),
+    ("objective", {**MIXED, "parts": "next_token"}, r"parts must be a list of .* got 'next_token'"),
+    ("objective", {**MIXED, "shares": [1]}, r"shares has 1 numbers for 2 parts"),
+    ("objective", {**MIXED, "shares": [1, 0]}, r"shares must be numbers above 0, got \[1, 0\]"),
+    (
+        "objective",
+        {"name": "block_diffusion", "next_token": 1.0},
+        r'clean = "causal", or leave next_',
+    ),
     ("model", {"width": 0}, r"\[model\] width must be an integer of at least 8.* got 0"),
     ("model", {"width": 18}, r"even multiple of heads, got 18 and 2; try width = 16"),
     ("model", {"kv_heads": 3}, r"heads must be a multiple of kv_heads, got 2 and 3"),
@@ -101,6 +124,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("data", {"length": 33}, r"length is 33, but the model's context is 32"),
     ("data", {"validation": 0.9}, r"validation must be a number from 0.0 to 0.5, got 0.9"),
     ("data", {"tokenizer": "x"}, r"has tokenizer and vocabulary"),
+    ("data", {"add_tokens": True}, r"has add_tokens and vocabulary"),
     ("optimizer", {"name": "adam"}, r"must be one of adamw, muon, got 'adam'"),
     ("optimizer", {"learning_rate": float("nan")}, r"learning_rate must be a number from"),
     ("schedule", {"name": "noam", "warmup": 0}, r"noam needs warmup of at least 1 step"),
@@ -157,8 +181,9 @@ def test_difference_names_the_field_and_overlooks_what_changes_no_weight() -> No
 
 
 def test_the_fields_of_a_recipe_make_it_again() -> None:
-    made = recipe(objective={"label_smoothing": 0.25}, run={"ema": 0.9})
-    assert build_recipe(made.fields()) == made
+    for objective in ({"label_smoothing": 0.25}, MIXED):
+        made = recipe(objective=objective, run={"ema": 0.9})
+        assert build_recipe(made.fields()) == made
 
 
 def test_reading_a_recipe_without_an_objective_does_not_import_torch() -> None:

@@ -14,7 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
-from anyorder.core.forward import CAUSAL, Attention
+from anyorder.core.attention import CAUSAL, Attention
 
 
 def page_keys(

@@ -15,7 +15,7 @@ from anyorder.cache.allocator import OutOfPages, PageAllocator
 from anyorder.cache.pool import Pool
 from anyorder.cache.prefix import PrefixCache, extend_keys, page_keys
 from anyorder.cache.table import PageTable
-from anyorder.core.forward import CAUSAL, Attention, Causal
+from anyorder.core.attention import CAUSAL, Attention, Causal
 from anyorder.core.sequence import Sequence, Span
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 
 from anyorder.cache.prefix import page_keys
 from anyorder.cache.store import PagedStore
-from anyorder.core.forward import BIDIRECTIONAL, Attention, Bidirectional
+from anyorder.core.attention import BIDIRECTIONAL, Attention, Bidirectional
 from anyorder.core.sequence import Sequence
 
 _PADDING = -1

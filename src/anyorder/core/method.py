@@ -79,6 +79,9 @@ class Abilities:
     """A drafter's network: which layers of the target it reads (`Outputs.features`)."""
     block_size: int = 0
     """Tokens of a block, for networks that denoise or draft in blocks."""
+    clean_text: AttentionKind = "bidirectional"
+    """How tokens of clean blocks saw each other where a network learnt to denoise behind them: both
+    ways within a block, or from left to right, as where it writes token by token."""
     canvas_length: int = 0
     """Tokens of a noisy canvas, of networks that read text causally and see a canvas behind it
     both ways; 0: text and canvas see each other."""

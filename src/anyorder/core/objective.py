@@ -167,8 +167,8 @@ class Objective:
             )
         if self.needs_mask_token and abilities.mask_token is None:
             raise UserError(
-                f"{type(self).__name__} needs a mask token; {abilities.name} has none. Give the "
-                "recipe's tokenizer one."
+                f"{type(self).__name__} needs a mask token; {abilities.name} has none. Give [data] "
+                "add_tokens = true, which adds one, or another tokenizer."
             )
 
     def companion(self, abilities: Abilities) -> torch.nn.Module | None:

@@ -41,6 +41,8 @@ class Part:
     line as `drafter=prompt_lookup` and `drafter.match=3`."""
 
     folder: str
+    several: bool = False
+    """A tuple of such objects, given as a list; in recipes, which no form or schema is made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,17 @@ class Option:
     description: str
     folder: str | None = None
     """Where its values' classes are, for a `Part`."""
+    several: bool = False
+    """Is it a tuple of such parts?"""
 
     def check(self, value: object) -> object:
         """Return `value` in the field's own type; InvalidRequest says what is allowed."""
         if value is None and self.optional:
             return None
+        if self.several:
+            if not isinstance(value, list | tuple):
+                raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
+            return tuple(v if isinstance(v, self.kind) else self._build_part(v) for v in value)
         if self.folder is not None and not isinstance(value, self.kind):
             return self._build_part(value)
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -93,7 +101,7 @@ class Option:
             value = value.options
         if isinstance(value, Mapping):
             fields = dict(value)
-            value = fields.pop("name", lookup.name_of(self.default))
+            value = fields.pop("name", None if self.several else lookup.name_of(self.default))
         if not isinstance(value, str):
             raise InvalidRequest(f"{self.name} must be {self.allowed}, got {value!r}.")
         cls, kind = lookup.find(self.folder or "", value, kind=self.name), f"{value} option"
@@ -106,8 +114,8 @@ class Option:
         """The value that `text` spells on a command line."""
         if self.optional and text.lower() == "none":
             return None
-        if self.folder is not None and not text.startswith("{"):
-            return text
+        if self.folder is not None and not text.startswith(("{", "[")):
+            return text.split(",") if self.several else text
         try:
             if self.kind is bool:
                 return _BOOLEANS[text.lower()]
@@ -125,7 +133,8 @@ class Option:
         if self.choices:
             words = "one of " + ", ".join(self.choices)
         elif self.folder is not None:
-            words = "one of " + ", ".join(lookup.names(self.folder))
+            words = "a list of " if self.several else "one of "
+            words += ", ".join(lookup.names(self.folder))
         elif self.bounds is not None:
             low, high = self.bounds.minimum, self.bounds.maximum
             noun = "an integer" if self.kind is int else "a number"
@@ -163,6 +172,9 @@ def _describe(cls: type[Any]) -> Iterator[Option]:
         choices: tuple[str, ...] = ()
         if typing.get_origin(base) is Literal:
             choices, base = typing.get_args(base), str
+        part = next((extra for extra in extras if isinstance(extra, Part)), None)
+        if part is not None and part.several:
+            base = typing.get_args(base)[0]
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
@@ -174,7 +186,8 @@ def _describe(cls: type[Any]) -> Iterator[Option]:
             bounds=next((extra for extra in extras if isinstance(extra, Range)), None),
             choices=choices,
             description=description,
-            folder=next((extra.folder for extra in extras if isinstance(extra, Part)), None),
+            folder=None if part is None else part.folder,
+            several=part is not None and part.several,
         )
 
 
@@ -185,11 +198,14 @@ def validate(instance: Any) -> None:
 
 
 def build(cls: type[T], values: Mapping[str, object], *, kind: str = "option") -> T:
-    """`cls(**values)` with unknown names refused and every value checked."""
+    """`cls(**values)` with unknown names refused, every value checked and none missing."""
     known = {option.name: option for option in describe(cls)}
     for name in values:
         if name not in known:
             raise UnknownName(kind, name, known)
+    for option in known.values():
+        if option.default is dataclasses.MISSING and option.name not in values:
+            raise InvalidRequest(f"{kind} {option.name} is missing; it must be {option.allowed}.")
     return cls(**{name: known[name].check(value) for name, value in values.items()})
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from anyorder.core.forward import Attention
+    from anyorder.core.attention import Attention
 
 
 class SequenceStore(Protocol):

@@ -12,8 +12,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyorder.core.attention import Explicit
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
-from anyorder.core.forward import NOTHING, Explicit, Outputs, forward
+from anyorder.core.forward import (
+    NOTHING,
+    Outputs,
+    forward,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from math import exp, inf
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from anyorder.core.attention import CAUSAL, Attention, Tree
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
 from anyorder.core.errors import InvalidRequest, RequestFailed
-from anyorder.core.forward import CAUSAL, Attention, Outputs, Tree, forward
+from anyorder.core.forward import (
+    Outputs,
+    forward,
+)
 from anyorder.core.options import Range
 
 if TYPE_CHECKING:

@@ -18,8 +18,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
+from anyorder.core.attention import Tree
 from anyorder.core.drafter import Draft, Drafter, DraftSession, Proposing
-from anyorder.core.forward import Outputs, Tree, forward
+from anyorder.core.forward import (
+    Outputs,
+    forward,
+)
 from anyorder.core.options import Range
 
 if TYPE_CHECKING:

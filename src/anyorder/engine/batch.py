@@ -12,8 +12,8 @@ from collections.abc import Sequence as Seq
 import torch
 
 from anyorder.cache.store import PagedStore
+from anyorder.core.attention import Canvas, Causal
 from anyorder.core.batch import AttentionGroup, CrossMemory, PackedBatch
-from anyorder.core.forward import Canvas, Causal
 from anyorder.core.sequence import Sequence
 from anyorder.engine.scheduler import Piece
 

@@ -8,7 +8,11 @@ prompt. Methods never see it. A fork's twin is computed anew; the prefix cache m
 
 from __future__ import annotations
 
-from anyorder.core.forward import NOTHING, Causal, ForwardRequest
+from anyorder.core.attention import Causal
+from anyorder.core.forward import (
+    NOTHING,
+    ForwardRequest,
+)
 from anyorder.core.sequence import Sequence
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.errors import RequestFailed
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     NO_TOKEN,
     Decoding,
     ForwardRequest,

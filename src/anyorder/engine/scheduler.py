@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 
 from anyorder.cache.allocator import OutOfPages
 from anyorder.cache.store import PagedStore, beginning
+from anyorder.core.attention import CAUSAL, Attention
 from anyorder.core.errors import PoolTooSmall
-from anyorder.core.forward import CAUSAL, Attention, ForwardRequest
+from anyorder.core.forward import (
+    ForwardRequest,
+)
 from anyorder.core.sequence import Sequence
 from anyorder.engine.run import Job, Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from anyorder.core.forward import CAUSAL
+from anyorder.core.attention import CAUSAL
 from anyorder.evaluation.inspect import CHUNK, Inspection
 from anyorder.evaluation.svg import Svg, probability_color, shorten
 

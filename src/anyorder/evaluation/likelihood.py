@@ -107,8 +107,15 @@ def trained_with(abilities: Abilities) -> Objective:
     if abilities.mask_token is None:
         return UniformDiffusion()
     if abilities.block_size:
-        return BlockDiffusion(block_size=abilities.block_size)
+        return in_blocks(abilities)
     return MaskedDiffusion()
+
+
+def in_blocks(abilities: Abilities, block_size: int | None = None) -> BlockDiffusion:
+    """Block diffusion as a model was trained with it, or with blocks of another size."""
+    found = BlockDiffusion(clean=abilities.clean_text)
+    size = block_size or abilities.block_size or found.block_size
+    return dataclasses.replace(found, block_size=size)
 
 
 def chain_rule(
@@ -142,7 +149,9 @@ def bound(
     if isinstance(objective, MaskedDiffusion):
         objective = MaskedDiffusion(schedule="square", min_noise=0.0)
     elif isinstance(objective, BlockDiffusion):
-        objective = dataclasses.replace(objective, schedule="square", min_noise=0.0, max_noise=1.0)
+        objective = dataclasses.replace(
+            objective, schedule="square", min_noise=0.0, max_noise=1.0, next_token=0.0
+        )
     else:  # levels of 0 and 1 themselves are limits that no formula can be evaluated at
         objective = UniformDiffusion(schedule="square", min_noise=1e-5)
     rng = torch.Generator().manual_seed(seed)

@@ -11,6 +11,10 @@ tokens, and that pass tells the next block's places as well. Fixed tokens of a c
 within their own block and from behind. Blocks of one token, with a token shift, are autoregressive
 decoding.
 
+Networks that write token by token too (Set Block Decoding, arXiv 2509.04185; TiDAR, arXiv
+2511.08923) read clean text from left to right, and share its cache with `autoregressive`. Theirs
+have samplers that check what was filled in as well: that is `speculative` with `own_block`.
+
 Networks with a token shift tell a block's first place by the block before it, which no longer
 changes: what was told in the block's first pass holds for all of its steps. A guide may not let it
 stand beside what was placed since; the block before is then run once more to tell it anew.
@@ -41,11 +45,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import (
+from anyorder.core.attention import (
     BIDIRECTIONAL,
     Attention,
     Blocks,
+    TextThenBlocks,
+)
+from anyorder.core.errors import InvalidRequest
+from anyorder.core.forward import (
+    NOTHING,
     CanvasRows,
     Decoding,
     Outputs,
@@ -264,6 +272,14 @@ class _Passes:
         assert abilities.mask_token is not None, "refused without one"
         shift = int(abilities.token_shift)
         start = (len(prompt) + places[0]) // self._size * self._size
+        is_causal = abilities.clean_text == "causal"
+        if is_causal and not self._stored:
+            # The prompt by itself, as other methods run it, so that prefixes are shared with them;
+            # with a shift without the token that tells the next block's first place.
+            head = prompt[: max(len(prompt) // self._size * self._size - shift, 0)]
+            if head:
+                yield from forward(self._sequence, head, 0, rows=(), outputs=NOTHING)
+            self._stored = len(head)
         begin = self._stored
         if shift and self._is_stale(places[0], start):
             begin = max(start - self._size, 0)
@@ -283,6 +299,8 @@ class _Passes:
         line = self._line(begin, end)
         tokens, stored = line, begin
         attention: Attention = Blocks(size=self._size)
+        if is_causal:
+            attention = TextThenBlocks(num_text=start - begin, size=self._size)
         if again:
             attention = BIDIRECTIONAL
             stop = min(len(prompt) + window.stop, end)

@@ -17,8 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import BIDIRECTIONAL, Decoding, Outputs, forward
+from anyorder.core.forward import (
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Context, Method, Needs
 from anyorder.core.options import Range
 from anyorder.core.request import Request

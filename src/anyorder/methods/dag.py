@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     CanvasRows,
     Decoding,
     ForwardResult,

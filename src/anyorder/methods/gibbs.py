@@ -18,7 +18,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from anyorder.core.forward import BIDIRECTIONAL, CanvasRows, Decoding, Outputs, forward
+from anyorder.core.attention import BIDIRECTIONAL
+from anyorder.core.forward import (
+    CanvasRows,
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Context, Method, Needs
 from anyorder.core.options import Range
 

@@ -29,9 +29,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     CanvasRows,
     Decoding,
     ForwardRequest,

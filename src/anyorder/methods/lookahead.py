@@ -22,7 +22,14 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from anyorder.core.forward import NO_TOKEN, Check, Decoding, Outputs, Tree, forward
+from anyorder.core.attention import Tree
+from anyorder.core.forward import (
+    NO_TOKEN,
+    Check,
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Context, Method
 from anyorder.core.options import Range
 

@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from anyorder.core.attention import BIDIRECTIONAL
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     CanvasRows,
     Decoding,
     ForwardRequest,

@@ -26,10 +26,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyorder.core.attention import BIDIRECTIONAL, Bidirectional
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
-    Bidirectional,
     CanvasRows,
     Decoding,
     Outputs,

@@ -36,17 +36,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from anyorder.core import lookup
+from anyorder.core.attention import (
+    CAUSAL,
+    Attention,
+    Explicit,
+    Groups,
+)
 from anyorder.core.errors import InvalidRequest, RequestFailed
 from anyorder.core.forward import (
-    CAUSAL,
     NOTHING,
-    Attention,
     CanvasRows,
     Decoding,
-    Explicit,
     ForwardRequest,
     ForwardResult,
-    Groups,
     Outputs,
     forward,
 )

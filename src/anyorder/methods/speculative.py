@@ -22,9 +22,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from anyorder.core import lookup
+from anyorder.core.attention import CAUSAL, Tree
 from anyorder.core.drafter import NO_DRAFT, Draft, Drafter, DraftSession
 from anyorder.core.errors import RequestFailed
-from anyorder.core.forward import CAUSAL, Check, Decoding, Tree, forward
+from anyorder.core.forward import (
+    Check,
+    Decoding,
+    forward,
+)
 from anyorder.core.method import Abilities, Context, Method
 from anyorder.core.options import Part, Range, build
 from anyorder.sampling.draft_length import DraftLength

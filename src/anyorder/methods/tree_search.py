@@ -24,8 +24,13 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Annotated
 
+from anyorder.core.attention import CAUSAL, Attention, Tree
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import CAUSAL, Attention, Decoding, Outputs, Tree, forward
+from anyorder.core.forward import (
+    Decoding,
+    Outputs,
+    forward,
+)
 from anyorder.core.method import Context, Method
 from anyorder.core.options import Range
 from anyorder.core.request import Request

@@ -39,11 +39,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
+from anyorder.core.attention import BIDIRECTIONAL, Canvas
 from anyorder.core.errors import InvalidRequest
 from anyorder.core.forward import (
-    BIDIRECTIONAL,
     NOTHING,
-    Canvas,
     CanvasRows,
     Decoding,
     ForwardRequest,

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from anyorder.model.layers import RmsNorm
 from anyorder.model.loading import fill
 from anyorder.model.rotary import rotation
 from anyorder.model.safetensors_folder import read_json
-from anyorder.model.saving import TOKENIZER_FILES, named_tensors, whole_folder
+from anyorder.model.saving import copy_tokenizer, named_tensors, whole_folder
 from anyorder.model.transformer import Transformer
 
 _KEY = "classifier"
@@ -267,9 +266,7 @@ def save_classifier(
         config.pop("quantization_config", None)  # of what it went on from
         text = json.dumps(config, indent=2)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (tokenizer_folder / name).exists():
-                shutil.copyfile(tokenizer_folder / name, partial / name)
+        copy_tokenizer(tokenizer_folder, partial)
 
 
 def is_classifier(folder: Path) -> bool:

@@ -7,7 +7,6 @@ layouts.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 
 from anyorder.core.errors import CheckpointError
 from anyorder.model.naming import TensorSource
-from anyorder.model.saving import TOKENIZER_FILES, whole_folder
+from anyorder.model.saving import copy_tokenizer, whole_folder
 
 
 def save_plain(
@@ -29,9 +28,7 @@ def save_plain(
         tensors = {name: p.detach().contiguous() for name, p in network.named_parameters()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (tokenizer_folder / name).exists():
-                shutil.copyfile(tokenizer_folder / name, partial / name)
+        copy_tokenizer(tokenizer_folder, partial)
 
 
 def fill_plain(

@@ -25,6 +25,7 @@ def record(fields: Mapping[str, Any], abilities: Abilities) -> dict[str, Any]:
         "attention": sorted(abilities.attention),
         "mask_token": abilities.mask_token,
         "block_size": abilities.block_size,
+        "clean_text": abilities.clean_text,
         "token_shift": abilities.token_shift,
     }
     return {**fields, _KEY: trained}
@@ -41,6 +42,11 @@ def recorded(folder: Path, abilities: Abilities) -> Abilities:
         raise CheckpointError(f"{_KEY} in {origin} must be an object, not {found!r}.")
     fields = Fields(found, f"{_KEY} in {origin}")
     kinds, known = found.get("attention"), get_args(AttentionKind)
+    clean_text = found.get("clean_text", "bidirectional")
+    if clean_text not in known:
+        raise CheckpointError(
+            f"{fields.origin}: clean_text must be one of {', '.join(known)}, got {clean_text!r}."
+        )
     if not isinstance(kinds, list) or not kinds or any(kind not in known for kind in kinds):
         raise CheckpointError(
             f"{fields.origin}: attention must be a list of {', '.join(known)}, got {kinds!r}."
@@ -56,5 +62,6 @@ def recorded(folder: Path, abilities: Abilities) -> Abilities:
         attention=frozenset(kinds),
         mask_token=mask_token,
         block_size=fields.integer("block_size", 0),
+        clean_text=clean_text,
         token_shift=fields.flag("token_shift", False),
     )

@@ -84,9 +84,14 @@ def save_model(
         tensors = stored_tensors(network)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (tokenizer_folder / name).exists():
-                shutil.copyfile(tokenizer_folder / name, partial / name)
+        copy_tokenizer(tokenizer_folder, partial)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what of a model folder says how texts become tokens."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 def stored_tensors(network: Transformer) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from anyorder.core.attention import Bidirectional
 from anyorder.core.errors import InvalidRequest
-from anyorder.core.forward import Bidirectional
 from anyorder.core.method import Context, Method, Needs
 from anyorder.core.options import Part, Range
 from anyorder.core.request import Request

@@ -220,8 +220,12 @@ def _plain(part: Any) -> dict[str, Any]:
     for option in describe(type(part)):
         if option.folder is not None:
             inner = getattr(part, option.name)
-            fields[option.name] = {"name": lookup.name_of(inner), **_plain(inner)}
+            fields[option.name] = [*map(_named, inner)] if option.several else _named(inner)
     return fields
+
+
+def _named(part: Any) -> dict[str, Any]:
+    return {"name": lookup.name_of(part), **_plain(part)}
 
 
 def _table(sections: Mapping[str, object], name: str) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class Encoder:
         if tags is None:
             raise UserError(
                 f"planned texts need the control tokens {' '.join(TAGS)}, of which the tokenizer "
-                "lacks some; use one that has them, such as one trained for planned_diffusion."
+                "lacks some; objective planned_diffusion trains one that has them, or with [data] "
+                "add_tokens = true adds them."
             )
         return encode_plan(document.text, tags, self._spell)
 

@@ -49,6 +49,8 @@ class Surroundings:
     """The frozen model of [teacher], in the type and the place of the passes."""
     adapter: AdapterRecipe | None = None
     """[adapter], for kinds that are `adaptable`."""
+    grows: bool = False
+    """Give the network rows for tokens that the tokenizer has and its checkpoint lacks?"""
 
 
 class _Passes(Protocol):

@@ -64,9 +64,17 @@ class DataRecipe:
     vocabulary: Annotated[
         int | None, Range(260, 1_000_000), "train a byte-level BPE tokenizer of this size instead"
     ] = None
+    add_tokens: Annotated[
+        bool, "add the control tokens (mask, tags) that the objective needs to the tokenizer"
+    ] = False
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.add_tokens and self.vocabulary is not None:
+            raise InvalidRequest(
+                "[data] has add_tokens and vocabulary; a tokenizer that is trained has what the "
+                "objective needs: leave add_tokens out."
+            )
         if self.tokenizer is not None and self.vocabulary is not None:
             raise InvalidRequest(
                 "[data] has tokenizer and vocabulary; name a tokenizer to use or the size of one "

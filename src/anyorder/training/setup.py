@@ -87,6 +87,7 @@ def make_trainee(recipe: Recipe, data: TrainingData, device: torch.device) -> Tr
             counts=lambda size: _counts(data.train, size),
             teacher=teacher,
             adapter=recipe.adapter,
+            grows=recipe.data.add_tokens,
         )
     )
     abilities = trainee.abilities

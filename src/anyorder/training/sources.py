@@ -11,7 +11,7 @@ from anyorder.core.errors import UserError
 from anyorder.model import catalog
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.safetensors_folder import read_json
-from anyorder.model.saving import whole_folder
+from anyorder.model.saving import copy_tokenizer, whole_folder
 from anyorder.model.tokenizer import Tokenizer
 from anyorder.training.config import Recipe
 from anyorder.training.data import PackedDataset, prepare
@@ -20,7 +20,11 @@ from anyorder.training.pairs import PairDataset, prepare_pairs
 from anyorder.training.readers import Source, read
 from anyorder.training.setup import TrainingData
 from anyorder.training.token_store import Progress
-from anyorder.training.tokenizers import train_tokenizer, unpack_tokenizer
+from anyorder.training.tokenizers import (
+    add_control_tokens,
+    train_tokenizer,
+    unpack_tokenizer,
+)
 
 
 def open_data(
@@ -96,11 +100,20 @@ def _tokenizer(recipe: Recipe, sources: list[Source], trained: Path, *, resumed:
         named = recipe.tokenizer
         assert named is not None, "a recipe has a tokenizer"
         found = catalog.resolve(recipe.source(named))
-        if found.kind == "folder":
+        adds = recipe.data.add_tokens
+        if found.kind == "folder" and not adds:
             return found.path
         if not (resumed and trained.exists()):
             with whole_folder(trained) as partial:
-                unpack_tokenizer(GGUFFile(found.path).metadata, partial)
+                if found.kind == "folder":
+                    copy_tokenizer(found.path, partial)
+                else:
+                    unpack_tokenizer(GGUFFile(found.path).metadata, partial)
+                if adds:
+                    objective = recipe.objective
+                    add_control_tokens(
+                        partial, objective.control_tokens, mask=objective.needs_mask_token
+                    )
         return trained
     if not (resumed and trained.exists()):
         texts = _texts(sources)

@@ -39,6 +39,21 @@ def unpack_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), "utf-8")
 
 
+def add_control_tokens(folder: Path, names: Iterable[str], *, mask: bool) -> None:
+    """Give the tokenizer in a folder the control tokens of these names that it lacks, and with
+    `mask` a mask token if it has none. They get the ids behind its last one."""
+    from tokenizers import Tokenizer as Backend
+
+    found, config_file = Tokenizer.from_folder(folder), folder / "tokenizer_config.json"
+    if mask and found.mask_token is None:
+        config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
+        config_file.write_text(json.dumps({**config, "mask_token": MASK}, indent=1), "utf-8")
+        names = [MASK, *names]
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(list(names))  # those that are there are overlooked
+    backend.save(str(folder / "tokenizer.json"))
+
+
 def train_tokenizer(
     texts: Iterable[str],
     folder: str | Path,

@@ -16,12 +16,14 @@ import torch
 from tests.training.objectives import pair_forms, rollout_forms
 from tests.training.objectives.toys import ToyModel
 
+from anyorder.core import lookup
 from anyorder.core.batch import dense_batch
 from anyorder.core.objective import Objective
 from anyorder.core.plans import span_numbers
 from anyorder.training.objectives.block_diffusion import BlockDiffusion
 from anyorder.training.objectives.distillation import Distillation
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
+from anyorder.training.objectives.mixture import Mixture
 from anyorder.training.objectives.next_token import NextToken
 from anyorder.training.objectives.planned_diffusion import PlannedDiffusion
 from anyorder.training.objectives.uniform_diffusion import UniformDiffusion
@@ -128,10 +130,14 @@ def block_diffusion(
 ) -> float:
     """All sets of masks of each block, behind the clean blocks before it, as it is decoded."""
     total, size = 0.0, objective.block_size
+    if objective.next_token:
+        total += objective.next_token * next_token(NextToken(), model, document, targets)
     for start in range(0, len(document), size):
         end = min(start + size, len(document))
         blocks = torch.arange(end) // size
         visible = blocks[:, None] >= blocks[None, :]
+        if objective.clean == "causal":
+            visible[:start] = torch.ones(start, end, dtype=torch.bool).tril()
         places = [place for place in targets if start <= place < end]
         if not places:
             continue
@@ -211,12 +217,23 @@ def planned_diffusion(
     return total
 
 
+def mixture(objective: Mixture, model: ToyModel, document: Document, targets: Targets) -> float:
+    """Each part's, as often as it is taken."""
+    shares = objective.shares or (1.0,) * len(objective.parts)
+    found = [
+        closed_form(lookup.name_of(part), part, model, document, targets)
+        for part in objective.parts
+    ]
+    return sum(s * f for s, f in zip(shares, found, strict=True)) / sum(shares)
+
+
 CLOSED_FORMS: dict[str, Callable[..., float]] = {
     "next_token": next_token,
     "masked_diffusion": masked_diffusion,
     "uniform_diffusion": uniform_diffusion,
     "block_diffusion": block_diffusion,
     "planned_diffusion": planned_diffusion,
+    "mixture": mixture,
     "distillation": distillation,
     "span_infill": rollout_forms.span_infill,
     "scheduled_sampling": rollout_forms.scheduled_sampling,

@@ -55,6 +55,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"block_size": 3, "schedule": "cosine"},
         {"block_size": 2, "schedule": "square", "min_noise": 0.3, "max_noise": 0.8},
         {"block_size": 1, "min_noise": 1.0},
+        {"block_size": 2, "clean": "causal"},
+        {"block_size": 3, "clean": "causal", "next_token": 0.5},
+    ],
+    "mixture": [
+        {
+            "parts": ["masked_diffusion", "uniform_diffusion", "next_token"],
+            "shares": [1.0, 3.0, 2.0],
+        },
+        {"parts": [{"name": "block_diffusion", "block_size": 2}, "next_token"]},
     ],
     "span_infill": [{"rate": 1.0, "suffix_first": 0.2}, {"rate": 0.0}],
     "scheduled_sampling": [
@@ -68,6 +77,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "adversarial": [{"estimator": "straight_through"}],
 }
+# Options that an objective does not do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "mixture": {
+        "parts": [
+            {"name": "block_diffusion", "block_size": 2, "clean": "causal", "next_token": 1.0},
+            "masked_diffusion",
+        ]
+    }
+}
 # Steps to learn twenty tokens by heart, for those that need more, or whose steps take long.
 STEPS = {"dag": 160, "span_infill": 180, "policy_gradient": 75, "adversarial": 75}
 # What is left where not all can be known by heart: where a suffix begins is drawn. How many tokens
@@ -79,6 +97,7 @@ ALL = [(name, options) for name in NAMES for options in ({}, *CASES.get(name, []
 
 
 def make(name: str, **options: object) -> Objective:
+    options = {**NEEDED.get(name, {}), **options}
     return build(lookup.find("training/objectives", name, kind="objective"), options)
 
 

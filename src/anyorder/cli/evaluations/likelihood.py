@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from anyorder.cli.evaluations.data import Data, held_out_pairs, held_out_texts, open_data
@@ -22,6 +23,7 @@ from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from anyorder.core.method import Abilities
     from anyorder.core.objective import Objective, TrainingBatch
     from anyorder.evaluation.likelihood import Likelihood
     from anyorder.evaluation.tables import Cell, Table
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="what the model was trained for, or each of them [what its checkpoint says]",
     )
-    add("--block-size", metavar="N", help="of block_diffusion, with --objective")
+    add("--block-size", metavar="N", help="of block_diffusion, with --objective [the model's]")
     add("--num-draws", metavar="N", help="draws of noise for a bound [16]")
     add("--length", metavar="N", help="tokens of a window [the recipe's, or at most 1024]")
     add("--rows", metavar="N", help="windows of a pass [16]")
@@ -59,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     """A row for each model, and one more with another cache."""
     data = open_data(arguments.data, arguments.part)
-    objectives = _objectives(arguments)
+    names = _objectives(arguments)
     num_draws = whole_number("--num-draws", arguments.num_draws, 16, least=2)
     rows: list[dict[str, Cell]] = []
-    for model, objective in zip(arguments.models, objectives, strict=True):
-        rows += _rows(arguments, data, model, objective, num_draws, shown)
+    for model, name in zip(arguments.models, names, strict=True):
+        rows += _rows(arguments, data, model, name, num_draws, shown)
     same = len({row["tokens"] for row in rows}) == 1
     notes = [f"Data: {data.name}; {rows[0]['bytes']:,} bytes of text to predict."]
     if any(row["error"] is not None for row in rows):
@@ -86,7 +88,8 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     return Table(columns=columns, rows=rows, notes=notes)
 
 
-def _objectives(arguments: argparse.Namespace) -> list[Objective | None]:
+def _objectives(arguments: argparse.Namespace) -> Seq[str | None]:
+    """A name for each model; None: what the checkpoint says."""
     names, num_models = arguments.objective or [], len(arguments.models)
     if arguments.block_size is not None and "block_diffusion" not in names:
         raise InvalidRequest("--block-size goes with --objective block_diffusion.")
@@ -95,28 +98,35 @@ def _objectives(arguments: argparse.Namespace) -> list[Objective | None]:
             f"--objective takes one name, or one for each of the {num_models} models, got "
             f"{len(names)}."
         )
-    found: list[Objective | None] = []
-    for name in names if len(names) == num_models else names * num_models:
-        cls = lookup.find("training/objectives", name, kind="objective")
-        fields = {}
-        if arguments.block_size is not None and name == "block_diffusion":
-            fields["block_size"] = whole_number("--block-size", arguments.block_size, 1)
-        found.append(cls(**fields))
-    return found or [None] * num_models
+    for name in names:
+        lookup.find("training/objectives", name, kind="objective")
+    return names if len(names) == num_models else (names or [None]) * num_models
+
+
+def _objective(name: str | None, block_size: str | None, abilities: Abilities) -> Objective:
+    from anyorder.evaluation.likelihood import in_blocks, trained_with
+
+    if name is None:
+        return trained_with(abilities)
+    if name == "block_diffusion":
+        size = None if block_size is None else whole_number("--block-size", block_size, 1)
+        return in_blocks(abilities, size)
+    objective: Objective = lookup.find("training/objectives", name, kind="objective")()
+    return objective
 
 
 def _rows(
     arguments: argparse.Namespace,
     data: Data,
     model: str,
-    objective: Objective | None,
+    objective_name: str | None,
     num_draws: int,
     shown: Shown,
 ) -> Iterator[dict[str, Cell]]:
-    from anyorder.evaluation.likelihood import likelihood, trained_with
+    from anyorder.evaluation.likelihood import likelihood
 
     loaded = load_shown(model, shown, dtype=arguments.dtype, quantize=arguments.quantize)
-    objective = objective or trained_with(loaded.abilities)
+    objective = _objective(objective_name, arguments.block_size, loaded.abilities)
     batches, size = _batches(arguments, data, loaded)
     for cache_dtype in dict.fromkeys((None, arguments.cache_dtype)):
         found = likelihood(

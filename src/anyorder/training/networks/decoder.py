@@ -8,13 +8,13 @@ tells one place from another. Weights start as in GPT-2. Anything else that a ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from anyorder.core.errors import InvalidRequest
+from anyorder.core.errors import InvalidRequest, UserError
 from anyorder.core.method import Abilities
 from anyorder.core.options import Range
 from anyorder.model import catalog
@@ -108,6 +108,8 @@ class Decoder(NetworkRecipe):
             abilities = _abilities("the recipe's model", config, surroundings)
         else:
             network, fields = _load(surroundings.locate(self.init))
+            if surroundings.grows:
+                network, fields = _grown(network, fields, surroundings.tokenizer.vocabulary_size)
             config = network.config
             abilities = _abilities(self.init, config, surroundings)
         network.requires_grad_(True)
@@ -183,6 +185,30 @@ def _load(source: str) -> tuple[Transformer, dict[str, Any]]:
         family = architecture(config.architecture)
         fields = {"model_type": family.model_types[0], **family.gguf_fields(file.metadata, tensors)}
         return load_network(config, tensors, dtype=torch.float32), fields
+
+
+@torch.no_grad()
+def _grown(
+    network: Transformer, fields: dict[str, Any], vocabulary_size: int
+) -> tuple[Transformer, dict[str, Any]]:
+    """The network with rows for further tokens, each the mean of those that are there: a new token
+    is then as likely as a token is on average (Hewitt, 2021)."""
+    if vocabulary_size <= network.config.vocabulary_size:
+        return network, fields
+    fields = {**fields, "vocab_size": vocabulary_size}
+    config = replace(network.config, vocabulary_size=vocabulary_size)
+    if architecture(config.architecture).config(Fields(fields, "config.json")) != config:
+        raise UserError(
+            f"a {config.architecture} checkpoint cannot take further tokens here; use a tokenizer "
+            "that has those that the objective needs, and leave add_tokens out."
+        )
+    grown = Transformer.random(config, seed=0, dtype=network.dtype)
+    old = dict(network.named_parameters())
+    for name, parameter in grown.named_parameters():
+        rows = len(old[name])
+        parameter[:rows] = old[name]
+        parameter[rows:] = old[name].mean(dim=0)
+    return grown, fields
 
 
 def _abilities(name: str, config: ModelConfig, surroundings: Surroundings) -> Abilities:

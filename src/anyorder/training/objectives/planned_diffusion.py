@@ -55,7 +55,7 @@ class PlannedDiffusion(Objective):
         if abilities.plan_tokens is None:
             raise UserError(
                 f"PlannedDiffusion needs the control tokens {' '.join(TAGS)}; {abilities.name} "
-                "lacks some. Give them to the recipe's tokenizer."
+                "lacks some. Give [data] add_tokens = true, which adds them, or another tokenizer."
             )
 
     def trained(self, abilities: Abilities) -> Abilities:

@@ -55,7 +55,7 @@ class SpanInfill(Objective):
             raise UserError(
                 f"span_infill needs the control tokens {', '.join(_NAMES)}; the tokenizer of "
                 f"{abilities.name} has none such. Give [data] vocabulary, which trains one that "
-                "has, or use a model made for infilling."
+                "has, or add_tokens = true, which adds them, or use a model made for infilling."
             )
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:

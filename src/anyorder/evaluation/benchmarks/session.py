@@ -45,6 +45,9 @@ class Session:
                 "OMP_NUM_THREADS": str(side.threads or self.threads),
                 "ANYORDER_THREADS": str(side.threads or self.threads),
                 "TOKENIZERS_PARALLELISM": "false",
+                # pip compiled the peers' modules when it installed them; ours must not be compiled
+                # again in every process.
+                "PYTHONDONTWRITEBYTECODE": "",
                 **side.environment,
             }
             return Worker(commands[side.name], self.workshop.environment(changes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
 from anyorder.cache.store import PagedStore
@@ -11,6 +13,8 @@ from anyorder.cache.whole import WholeStore
 from anyorder.core.batch import Network
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
+from anyorder.model.attention import attends_ragged, attentions
+from anyorder.model.drafters.medusa import NetworkWithHeads
 
 PAGE_SIZE = 16
 """Tokens a page. Small enough to waste little, large enough to gather in runs of some KiB."""
@@ -25,6 +29,10 @@ class Role:
     abilities: Abilities
     pool: Pool
     store: PagedStore
+    attends_ragged: bool = False
+    """Is attention one call a layer for all requests of a pass?"""
+    has_windows: bool = False
+    """Does a layer see only so far?"""
 
     @property
     def num_cache_tokens(self) -> int:
@@ -63,7 +71,18 @@ def open_role(
     )
     make_store = WholeStore if abilities.kind == "encoder" else PagedStore
     store = make_store(pool, num_pages=num_pages, role=name)
-    return Role(name=name, network=network, abilities=abilities, pool=pool, store=store)
+    whole = network.base if isinstance(network, NetworkWithHeads) else network
+    stack = whole if isinstance(whole, nn.Module) else None
+    return Role(
+        name=name,
+        network=network,
+        abilities=abilities,
+        pool=pool,
+        store=store,
+        attends_ragged=stack is not None and attends_ragged(stack),
+        has_windows=stack is not None
+        and any(layer.pattern.window is not None for layer in attentions(stack)),
+    )
 
 
 def _available_bytes(network: Network) -> int:

@@ -18,12 +18,12 @@ al., arXiv 2303.17651, by a score instead of a critic's words). `sampling/cohere
 score; the judge is the model itself or another one of the same vocabulary (`judge=draft`). The
 rewrites of a round are made in the same passes, behind the text as it stood when the round began,
 by other random numbers than before. There the judge compares old and new, and the better one stays;
-then the next round begins. At temperature 0 a rewrite that lost is not tried again behind the same
-text. Nothing stands before the first part: it stays, and is streamed at once. Others are final, and
-streamed, when no round can come back to them. A round takes two passes of the judge besides the
-rewriting; its scores are among the report's notes. What `max_new_tokens` cuts off is not judged.
-Networks that fill in masks have this token by token: `revise` of `masked_diffusion` and
-`block_diffusion`, and `mask_predict`, mask the least likely ones again.
+then the next round begins. At temperature 0 a part is written only once behind the same text, since
+it would say the same. Nothing stands before the first part: it stays, and is streamed at once.
+Others are final, and streamed, when no round can come back to them. A round takes two passes of the
+judge besides the rewriting; its scores are among the report's notes. What `max_new_tokens` cuts off
+is not judged. Networks that fill in masks have this token by token: `revise` of `masked_diffusion`
+and `block_diffusion`, and `mask_predict`, mask the least likely ones again.
 
 `min_new_tokens` holds for every part. Tokens of headings and separators are given: their
 log-probability is 0. Cached besides the text are the plans and the parts that it has no room for; a
@@ -103,7 +103,7 @@ class Outline(Method):
 
     @property
     def num_branches(self) -> int:
-        num_parts = sum(self.points**level for level in range(1, self.depth + 1))
+        num_parts: int = sum(self.points**level for level in range(1, self.depth + 1))
         return max(num_parts, 2 * self._most_rewrites)
 
     @property
@@ -335,13 +335,13 @@ class _Document:
         """The text of the last part that was shown."""
 
     def show(self) -> None:
-        """Emit what became final; at the end of the last part, end the text."""
+        """Emit what became final; with the last part, the text ends."""
         pieces: list[_Piece] = []
         is_all = self._show(self.root, pieces)
-        for piece in pieces:
-            self._context.emit(piece.tokens, piece.logprobs, alternatives=piece.top)
         if is_all and not self.root.is_whole:
             self._context.end_at(min(self._length, self._context.max_new_tokens))
+        for piece in pieces:
+            self._context.emit(piece.tokens, piece.logprobs, alternatives=piece.top)
 
     def merged(self) -> tuple[list[int], list[Placed[_Part]]]:
         """Prompt and text, final or not, and where in it the parts stand."""

@@ -102,8 +102,8 @@ class _Rounds(Generic[P]):
         self._judge = Judge(self._reader, prompt=context.prompt, contrast=options.contrast)
         self._most = len(context.prompt) + context.max_new_tokens
         """Tokens of prompt and text that are seen."""
-        self._lost: dict[P, list[int]] = {}
-        """Behind which text a part's rewrite was last no better."""
+        self._tried: dict[P, list[int]] = {}
+        """Behind which text a part was last written again."""
         self._previewed: list[int] = []
 
     def decode(self) -> Decoding:
@@ -151,10 +151,9 @@ class _Rounds(Generic[P]):
         values = yield from self._judge.compare(text, [places[index] for index in weak], said)
         for index, rewrite, value in zip(weak, rewrites, values, strict=True):
             part, is_better = placed[index].part, value > scores[index]
+            self._tried[part] = text[: placed[index].start]
             if is_better:
                 part.take(rewrite)
-            else:
-                self._lost[part] = text[: placed[index].start]
             report += f"; {part.number} written again scores {value:.3f} and is "
             report += "kept" if is_better else "dropped"
         self._context.note(f"{report}.")
@@ -171,7 +170,7 @@ class _Rounds(Generic[P]):
             again = [
                 index
                 for index in below
-                if self._lost.get(placed[index].part) != text[: placed[index].start]
+                if self._tried.get(placed[index].part) != text[: placed[index].start]
             ]
         weakest = sorted(again, key=lambda index: scores[index])[: self._options.weakest]
         return sorted(weakest), min(below, default=len(scores))

@@ -40,7 +40,7 @@ REQUESTS: list[tuple[int, Attention, int]] = [
     (9, Blocks(size=2), 5),
     (0, Bidirectional(), 3),
     (22, Groups(ids=(0, 0, 1, 1, 0)), 5),
-    (31, CAUSAL, 4),
+    (33, CAUSAL, 4),
 ]
 """Cached tokens, how new ones see each other, how many there are."""
 

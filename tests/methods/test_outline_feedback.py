@@ -234,6 +234,15 @@ def test_a_round_costs_two_passes_and_the_longest_rewrite() -> None:
     assert judged.passes_by_role["target"] == plain.report.num_forward_passes + 1 + PART_LENGTH
 
 
+def test_a_rewrite_is_no_longer_than_is_shown_of_it() -> None:
+    plain = generate(12, {})
+    room = 3
+    limit = plain.text.index("*:", plain.text.index("\n\n")) + 2 + room
+    found = generate(12, {"rounds": 1}, max_new_tokens=limit)
+    assert "2 written again" in found.report.notes[0] and len(found.tokens) <= limit
+    assert found.report.num_forward_passes == plain.report.num_forward_passes + 2 + room
+
+
 def test_what_is_settled_streams_before_the_rewriting() -> None:
     engine = contract_engine(ends=False)
     handle = engine.submit(request(97, {"rounds": 1, "weakest": 1}, max_new_tokens=60))

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,13 +26,16 @@ from anyorder.model.backends import ragged, sdpa
 from anyorder.model.backends.sdpa import Pattern
 from anyorder.model.settings import settings
 
-pytestmark = pytest.mark.skipif(
+has_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="triton is not installed (pip install 'anyorder[gpu]', Linux only); without it there "
     "are no kernels for GPUs",
 )
+interpreted = pytest.mark.skipif(
+    not settings().interprets_kernels,
+    reason="runs in test_under_the_interpreter's process, where Triton is imported as interpreter",
+)
 PAGE, NUM_PAGES = 4, 40
-KERNELS = "anyorder.model.backends.ragged_kernels"
 REQUESTS: list[tuple[int, Attention, int]] = [
     (13, CAUSAL, 1),
     (0, CAUSAL, 9),
@@ -43,17 +46,6 @@ REQUESTS: list[tuple[int, Attention, int]] = [
     (33, CAUSAL, 4),
 ]
 """Cached tokens, how new ones see each other, how many there are."""
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels on the CPU, for the time of a test."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, KERNELS, raising=False)
-    settings.cache_clear()
-    yield
-    sys.modules.pop(KERNELS, None)
-    settings.cache_clear()
 
 
 def make(
@@ -151,36 +143,43 @@ PATTERNS = {
 }
 
 
+@interpreted
 @pytest.mark.parametrize("name", PATTERNS)
 def test_all_masks_of_a_ragged_batch_at_once(name: str) -> None:
     check(make(REQUESTS), PATTERNS[name])
 
 
+@interpreted
 def test_windows_from_where_a_canvas_begins() -> None:
     canvas = [(22, Bidirectional(), 5), (9, Bidirectional(), 3)]
     check(make(canvas, window_from_start=True), PATTERNS["window"])
 
 
+@interpreted
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1), (3, 1)], ids=str)
 def test_heads_that_share_keys(heads: tuple[int, int]) -> None:
     check(make(REQUESTS[2:4], heads=heads), PATTERNS["all"])
 
 
+@interpreted
 @pytest.mark.parametrize("width", [8, 80, 256])
 def test_head_widths(width: int) -> None:
     check(make(REQUESTS[2:4], width=width), PATTERNS["all"])
 
 
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype: torch.dtype) -> None:
     check(make(REQUESTS, dtype=dtype), PATTERNS["all"], rtol=2e-2, atol=2e-2)
 
 
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pages_of_8_bits(dtype: torch.dtype) -> None:
     check(make(REQUESTS, dtype=dtype, kind=Int8Pool), PATTERNS["all"], rtol=2e-2, atol=2e-2)
 
 
+@interpreted
 @pytest.mark.parametrize("name", ["all", "window"])
 def test_long_texts_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread over programs or added up within one: both as torch has it, and to the bit the same,
@@ -195,6 +194,7 @@ def test_long_texts_in_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(ragged.attend(queries_NHD, batch, pool, 0, PATTERNS[name]), spread)
 
 
+@interpreted
 def test_a_row_does_not_depend_on_its_company_nor_on_how_its_text_was_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,6 +223,24 @@ def test_a_row_does_not_depend_on_its_company_nor_on_how_its_text_was_cut(
         assert torch.equal(found, whole[first:stop])
 
 
+@has_triton
+@pytest.mark.skipif(settings().interprets_kernels, reason="it runs this file")
+def test_under_the_interpreter() -> None:
+    """Triton is its interpreter or it is not from the first import on: a process of its own."""
+    root = Path(__file__).parents[2]
+    tests = [__file__, str(root / "tests/engine/test_ragged.py::test_the_kernels_in_an_engine")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
+        cwd=root,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert not done.returncode and " passed" in done.stdout, done.stdout + done.stderr
+
+
+@has_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("spread", [False, True])
 def test_the_kernels_compile_for_a_gpu(spread: bool) -> None:

@@ -60,7 +60,7 @@ def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
         pool = memories[0].pool
         assert isinstance(pool, Pool), "an encoder's role has a pool of its own"
         pool.prepare()
-    hidden_NW = role.network.hidden(batch, role.pool)
+    hidden_NW = role.hidden(batch)
     questions, first = [], 0
     for piece in ordered:
         job = piece.job

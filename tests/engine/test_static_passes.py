@@ -135,17 +135,17 @@ def repeated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Repeater]]:
 def test_all_methods_give_the_same(
     most: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = list({item.method: item for item in ALL}.values())
+    some = ALL[most == 2 :: 3 if most > 2 else 5]
     expected = contract_engine().generate(some)
     monkeypatch.setattr(static_passes, "MOST_RECORDS", most)
-    monkeypatch.setattr(static_passes, "RECORDED_AT", 1)
     repeaters = request.getfixturevalue("repeated")
     engine = contract_engine(max_batch_tokens=200)
     for completion, other in zip(engine.generate(some[::-1]), expected[::-1], strict=True):
         assert_equal(completion, other)
     assert_no_page_is_lost(engine)
-    assert len(some) == len(METHODS)
-    assert sum(repeater.num_repeated for repeater in repeaters) > 20
+    if most > 2:
+        assert {item.method for item in some} == set(METHODS)
+        assert all(repeater.num_repeated > 20 for repeater in repeaters)
     for role in engine.roles.values():
         assert role.static is not None and role.static.num_records <= most
 

@@ -8,7 +8,7 @@ when it comes up again, and those used least recently are forgotten. What record
 `model.backends.cuda_graphs` on a GPU.
 
 Not repeated, but run as they are: passes of many rows, those that are attended group by group, and
-those with inputs that few have (conditioning, canvases, noise).
+those whose rows are conditioned on something.
 
 Shape suffixes: as in `core.batch`.
 """
@@ -55,6 +55,8 @@ class Kind:
     """Has every request one row?"""
     num_layers: int | None
     taps: tuple[int, ...]
+    has_canvas: bool
+    has_noise: bool
     table: tuple[int, ...]
     """The page table's address and shape; it moves when it grows."""
 
@@ -140,13 +142,14 @@ class StaticPasses:
             ),
             num_layers=kind.num_layers,
             taps=dict.fromkeys(kind.taps),
+            canvas_N=empty_N.bool() if kind.has_canvas else None,
+            noise_N=empty_N.float() if kind.has_noise else None,
         )
 
     def _fill(self, static: PackedBatch, batch: PackedBatch) -> None:
         """Copy a pass into a record's tensors, and padding behind it."""
         rows, source = static.ragged, batch.ragged
         assert rows is not None and source is not None, "passes by groups have no kind"
-        assert static.slots_N is not None and batch.slots_N is not None
         num_rows, num_padded = len(batch.tokens_N), len(static.tokens_N)
         rest = slice(num_rows, num_padded)
         for target_N, source_N, padding_N in (
@@ -154,8 +157,11 @@ class StaticPasses:
             (static.positions_N, batch.positions_N, self._zeros_N),
             (static.slots_N, batch.slots_N, self._slots_N),
             (rows.window_positions_N, source.window_positions_N, self._zeros_N),
+            (static.canvas_N, batch.canvas_N, self._zeros_N.bool()),
+            (static.noise_N, batch.noise_N, self._zeros_N.float()),
         ):
-            torch.cat((source_N, padding_N[rest]), out=target_N)
+            if target_N is not None and source_N is not None:
+                torch.cat((source_N, padding_N[rest]), out=target_N)
         num_told = min(len(source.visible_M), len(rows.visible_M))
         rows.visible_M[:num_told] = source.visible_M[:num_told]
         # All rows belong to somebody: first the padding's, then requests that have none.
@@ -170,13 +176,13 @@ def _kind(batch: PackedBatch) -> Kind | None:
     rows, num_rows = batch.ragged, len(batch.tokens_N)
     if rows is None or num_rows > ROWS[-1] or batch.conditioning or batch.mixture is not None:
         return None
-    if batch.canvas_N is not None or batch.noise_N is not None:
-        return None
     return Kind(
         num_rows=next(size for size in ROWS if size >= num_rows),
         num_keys=max(LEAST_KEYS, 1 << (rows.most_keys - 1).bit_length()),
         single=rows.most_rows == 1,
         num_layers=batch.num_layers,
         taps=tuple(batch.taps),
+        has_canvas=batch.canvas_N is not None,
+        has_noise=batch.noise_N is not None,
         table=(rows.pages_TP.data_ptr(), *rows.pages_TP.shape),
     )

@@ -10,8 +10,7 @@ import dataclasses
 
 import pytest
 import torch
-from tests.engine import ragged_twin
-from tests.engine.test_attention import test_stored_in_another_order
+from tests.engine import ragged_twin, test_attention
 from tests.methods.test_contract import ALL, METHODS, assert_equal, contract_engine
 from tests.tiny import assert_no_page_is_lost, tiny_config, tiny_engine
 
@@ -98,7 +97,7 @@ def test_windows_over_what_is_stored_in_another_order_go_by_groups(
         return kinds[-1]
 
     monkeypatch.setattr(runner, "fits", noted)
-    test_stored_in_another_order(changes)
+    test_attention.test_stored_in_another_order(changes)
     assert set(kinds) == ({False, True} if changes else {True})
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.engine import ragged_twin
+from tests.engine import ragged_twin, test_dit
 from tests.methods.test_contract import ALL, METHODS, assert_equal, contract_engine
 from tests.model.test_moe import EXPERTS
 from tests.tiny import assert_no_page_is_lost, tiny_config, tiny_engine, tiny_model
@@ -148,6 +149,15 @@ def test_all_methods_give_the_same(
         assert all(repeater.num_repeated > 20 for repeater in repeaters)
     for role in engine.roles.values():
         assert role.static is not None and role.static.num_records <= most
+
+
+def test_networks_that_look_at_noise(
+    repeated: list[Repeater], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the dense twin has it; every pass but the first has noise of its own."""
+    monkeypatch.setattr(static_passes, "RECORDED_AT", 1)
+    test_dit.test_mdlm(True, tmp_path)
+    assert repeated[0].num_repeated == test_dit.LENGTH
 
 
 TABLE = torch.tensor([[2, 5], [0, 1], [5, 3]])

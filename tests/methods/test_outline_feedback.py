@@ -298,6 +298,8 @@ def test_replays_show_what_stood_there() -> None:
     assert [drafts[place] for place in sorted(drafts)][: len(plain.tokens) - first] == (
         plain.tokens[first:]
     )
+    # Nothing is told of what is final, such as the first part.
+    assert first == plain.text.index("\n\n")
     final = dict(enumerate(found.tokens))
     assert all(final.get(place) == token for place, token in last.items())
     assert len(found.tokens) != len(plain.tokens) or found.tokens != plain.tokens

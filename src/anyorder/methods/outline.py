@@ -14,16 +14,19 @@ tags of a chat template may stand in it.
 
 With `rounds`, a judge reads the text once all of it is written, and the parts that score worst are
 written again, behind what stands before them (refinement by feedback, as in Self-Refine, Madaan et
-al., arXiv 2303.17651, by a score instead of a critic's words). `sampling/coherence.py` defines the
-score; the judge is the model itself or another one of the same vocabulary (`judge=draft`). The
-rewrites of a round are made in the same passes, behind the text as it stood when the round began,
-by other random numbers than before. There the judge compares old and new, and the better one stays;
-then the next round begins. At temperature 0 a part is written only once behind the same text, since
-it would say the same. Nothing stands before the first part: it stays, and is streamed at once.
-Others are final, and streamed, when no round can come back to them. A round takes two passes of the
-judge besides the rewriting; its scores are among the report's notes. What `max_new_tokens` cuts off
-is not judged. Networks that fill in masks have this token by token: `revise` of `masked_diffusion`
-and `block_diffusion`, and `mask_predict`, mask the least likely ones again.
+al., arXiv 2303.17651, by a score instead of a critic's words). The score is the mean
+log-probability of a part's tokens in their place, less `contrast` of what it is without the parts
+before it (`sampling/coherence.py` says why); the judge is the model itself, or a second one of the
+same vocabulary (`--draft MODEL -o judge=draft`). The rewrites of a round are made in the same
+passes, behind the text as it stood when the round began, by other random numbers than before. There
+the judge compares old and new, and the better one stays; then the next round begins. At temperature
+0 a part is written only once behind the same text, since it would say the same. Nothing stands
+before the first part: it stays, and is streamed at once. Others are final, and streamed, when no
+round can come back to them. A round takes two passes of the judge besides the rewriting; its scores
+are among the report's notes. What `max_new_tokens` cuts off is not judged.
+
+Networks that fill in masks have this token by token: `revise` of `masked_diffusion` and
+`block_diffusion`, and `mask_predict`, mask the least likely ones again.
 
 `min_new_tokens` holds for every part. Tokens of headings and separators are given: their
 log-probability is 0. Cached besides the text are the plans and the parts that it has no room for; a
@@ -328,9 +331,10 @@ class _Document:
         self._options, self._context = options, context
         self._separator = options.between
         self._between = context.encode(options.between)
-        self._num_shown: dict[_Part, int] = {}
+        self._shown: dict[_Part, int] = {}
         """Tokens by part, of those whose heading is shown."""
-        self._length = 0
+        self.num_shown = 0
+        """Tokens in all, whether the text's limit cuts them off or not."""
         self._last = ""
         """The text of the last part that was shown."""
 
@@ -339,7 +343,7 @@ class _Document:
         pieces: list[_Piece] = []
         is_all = self._show(self.root, pieces)
         if is_all and not self.root.is_whole:
-            self._context.end_at(min(self._length, self._context.max_new_tokens))
+            self._context.end_at(min(self.num_shown, self._context.max_new_tokens))
         for piece in pieces:
             self._context.emit(piece.tokens, piece.logprobs, alternatives=piece.top)
 
@@ -356,21 +360,21 @@ class _Document:
 
     def _show(self, part: _Part, pieces: list[_Piece], *, whatever: bool = False) -> bool:
         """Show what of a part is final, or whatever there is. Is that all of it?"""
-        if part not in self._num_shown:
+        if part not in self._shown:
             if not (part.is_final or part.is_plan or whatever):
                 return False
-            is_apart = not self._length or self._last.endswith(self._separator)
+            is_apart = not self.num_shown or self._last.endswith(self._separator)
             given = [*(() if is_apart else self._between), *part.heading]
             self._add(pieces, given, [0.0] * len(given), [[]] * len(given), None)
-            self._num_shown[part] = 0
+            self._shown[part] = 0
         if part.is_plan:
             shown = (self._show(below, pieces, whatever=whatever) for below in part.parts)
             return part.done and all(shown)
         if not (part.is_final or whatever):
             return False
-        new = slice(self._num_shown[part], part.num_ready)
+        new = slice(self._shown[part], part.num_ready)
         self._add(pieces, part.tokens[new], part.logprobs[new], part.top[new], part)
-        self._num_shown[part] = part.num_ready
+        self._shown[part] = part.num_ready
         self._last = self._context.text(part.tokens[: part.num_ready])
         return part.done
 
@@ -383,7 +387,7 @@ class _Document:
         part: _Part | None,
     ) -> None:
         pieces.append(_Piece(tokens=tokens, logprobs=logprobs, top=top, part=part))
-        self._length += len(tokens)
+        self.num_shown += len(tokens)
 
 
 def _points(plan: str) -> tuple[list[str], bool]:

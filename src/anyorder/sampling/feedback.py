@@ -64,6 +64,9 @@ class Placed(Generic[P]):
 class Document(Protocol[P]):
     """Parts in order."""
 
+    num_shown: int
+    """How many tokens of the text were emitted."""
+
     def merged(self) -> tuple[list[int], list[Placed[P]]]:
         """Prompt and text, final or not, and where in it the parts stand."""
 
@@ -203,6 +206,7 @@ class _Rounds(Generic[P]):
         """Tell what stands in the text and is not final."""
         new = text[len(self._context.prompt) : self._most]
         pairs = list(zip_longest(self._previewed, new))
-        places = [place for place, (before, now) in enumerate(pairs) if before != now]
+        shown = self._document.num_shown
+        places = [place for place in range(shown, len(pairs)) if pairs[place][0] != pairs[place][1]]
         self._context.preview(places, [pairs[place][1] for place in places])
         self._previewed = new

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.test_contract import LINE, contract_engine, contract_model, letters, prompt
-from tests.tiny import assert_no_page_is_lost, run_out, tiny_config, tiny_model
+from tests.tiny import (
+    assert_no_page_is_lost,
+    run_out,
+    tiny_config,
+    tiny_encoder_decoder,
+    tiny_model,
+)
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import PoolTooSmall, UnsupportedMethod, UserError
@@ -328,6 +334,7 @@ def test_company_chunks_and_preemption_change_nothing(judge: str) -> None:
         request(47, options),
         request(12, options, temperature=0.9, n=2, seed=3),
         request(19, {**options, "depth": 2}, repetition_penalty=1.1),
+        request(97, options, guidance_scale=1.3, negative_prompt=[5, 6, 7]),
     ]
     alone = [contract_engine(ends=False).generate(item) for item in wanted]
     for at, budget in ((range(3, 900, 5), 512), ((), 7)):
@@ -356,6 +363,18 @@ def test_hierarchies_are_judged_part_by_part() -> None:
         model, prompt(47, 4), plain.text[: last.start(1)], last[1], plain.text[last.end() :], 0.0
     )
     assert float(named[-1][1]) == pytest.approx(value, abs=6e-4)
+
+
+def test_a_text_behind_an_encoder_is_judged() -> None:
+    """Forks of the decoder's text go on reading the source."""
+    model = dataclasses.replace(tiny_encoder_decoder(ends=False), tokenizer=letters())
+    controls: dict[str, Any] = {"temperature": 1.0, "logit_bias": {LINE: 2.5}}
+    found = [
+        generate(0, {"rounds": 2}, engine=Engine(model, cache_tokens=4096, **changes), **controls)
+        for changes in ({}, {"max_batch_tokens": 9})
+    ]
+    assert "written again" in found[0].report.notes[0]
+    assert found[0].text == found[1].text and found[0].report.notes == found[1].report.notes
 
 
 def drafted(**abilities: Any) -> Engine:

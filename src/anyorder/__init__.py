@@ -8,8 +8,8 @@ Names are imported when first used, so `import anyorder` costs milliseconds.
 
 from __future__ import annotations
 
-import gc
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,12 +47,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("anyorder.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'anyorder' has no attribute {name!r}")
-    collects = gc.isenabled()
-    gc.disable()  # torch's import makes objects that stay: looking for garbage is a sixth of it
-    try:
+    from anyorder.core.garbage import uncollected
+
+    with uncollected(for_good="torch" not in sys.modules):
         value = getattr(importlib.import_module(_HOMES[name]), name)
-    finally:
-        if collects:
-            gc.enable()
     globals()[name] = value
     return value

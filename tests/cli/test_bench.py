@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Run
 from tests.cli.test_mistakes import refused
+
+from anyorder.evaluation.benchmarks.large import LARGE, Shape
+from anyorder.evaluation.benchmarks.results import Results
+from anyorder.evaluation.benchmarks.session import Session
+from anyorder.evaluation.benchmarks.works import WORKS
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,28 @@ def test_rounds_and_files(run: Run, model: str, tmp_path: Path) -> None:
         run("bench", *flags, "--threads", "2", "--output", str(output), "--append"),
         "of threads 1, not 2",
     )
+
+
+def test_a_large_network(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(
+        LARGE, width=128, num_layers=1, num_heads=4, num_kv_heads=2, mlp_width=128, vocabulary=320
+    )
+    changed = [replace(work, shape=work.shape and small) for work in WORKS]
+    monkeypatch.setattr("anyorder.evaluation.benchmarks.works.WORKS", changed)
+    monkeypatch.setattr("anyorder.evaluation.benchmarks.results.LARGE", small)
+
+    def limits(session: Session, results: Results, shapes: list[Shape]) -> None:  # takes seconds
+        sizes = [shape.weight_bytes(name) for shape in shapes for name in ("8-bit", "4-bit")]
+        rates = dict.fromkeys(map(str, sizes), 8.5)
+        results.limits = {"gigabytes_per_second": rates, "teraflops": {}}
+
+    monkeypatch.setattr(Session, "_limits", limits)
+    outcome = run("bench", "-m", model, "--work", "large", "--threads", "1", "--rounds", "1")
+    assert outcome.code == 0, outcome.err
+    assert "writing llama-3.2-1b-random.gguf" in outcome.err
+    for bits in ("8-bit", "4-bit"):
+        (row,) = re.findall(rf"^\| {bits} .*", outcome.out, re.M)
+        assert "| 8.5 " in row and "%" in row
 
 
 def test_methods(run: Run, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

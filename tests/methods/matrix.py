@@ -36,7 +36,16 @@ OPTIONS: dict[str, dict[str, object]] = {
 """Where the defaults take long, or take the likeliest draws alone."""
 REVISING: dict[str, dict[str, object]] = {
     name: {"revise": "lowest", "steps": 4} for name in ("masked_diffusion", "block_diffusion")
-} | {"speculative": {"adaptive": False}}
+} | {
+    "outline": {
+        "rounds": 1,
+        "plan_lead": "1.",
+        "plan_length": 16,
+        "part_length": 2,
+        "heading": "",
+    },
+    "speculative": {"adaptive": False},
+}
 """What makes a method take tokens back, where its defaults do not, or only if time allows."""
 Outcome = bool | str
 """Honoured, not applicable, or the message of what refuses it."""

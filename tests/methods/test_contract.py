@@ -153,6 +153,21 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "logit_bias": {LINE: 1.5},
             "options": SMALL_PLANS,
         },
+        {
+            "temperature": 1.0,
+            "seed": 6,
+            "logit_bias": {LINE: 1.5},
+            "max_new_tokens": 40,
+            "options": {**SMALL_PLANS, "rounds": 2, "heading": "{point}: "},
+        },
+        {
+            "temperature": 0.6,
+            "seed": 2,
+            "n": 2,
+            "logit_bias": {LINE: 1.5},
+            "max_new_tokens": 40,
+            "options": {**SMALL_PLANS, "rounds": 1, "judge": "draft", "weakest": 1},
+        },
     ],
     "planned_diffusion": [
         {"temperature": 1.0, "seed": 3, "logit_bias": {54: 4.0, 50: 4.0, 51: 3.0}},

@@ -119,6 +119,26 @@ def test_rows_are_taken_as_a_file_has_them(
 
 
 @built
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_threads_share_a_file_s_rows(level: int, kind: str) -> None:
+    """As many as it takes for several pieces; the last is not whole."""
+    weight_OI = draw(301, 192, dtype=torch.float32)
+    number = GGMLQuantizationType[kind]
+    rows_OB = torch.from_numpy(gguf_quants.quantize(weight_OI.numpy(), number)).view(torch.uint8)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        layers = [QuantizedLinear(torch.empty(301, 192, device="meta"), None, b) for b in BITS]
+        for layer in layers:
+            layer.put_stored(0, rows_OB, kind)
+        numbers = torch.empty(301, 192, dtype=torch.bfloat16)
+        native.expand(rows_OB.flatten(), kind, numbers)
+        found.append([*(layer.packed for layer in layers), numbers])
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, *found))
+
+
+@built
 def test_rows_of_8_bits_by_kernel_and_by_torch(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = QuantizedLinear(draw(37, 192, dtype=torch.float32), None, 8)
     tokens = torch.tensor([[36, 0, 5], [5, 17, 31]])

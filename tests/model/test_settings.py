@@ -18,13 +18,21 @@ def test_defaults():
     assert found.cache_folder.is_absolute()
     assert found.offline is False
     assert found.num_threads is None
+    assert found.interprets_kernels is False
 
 
 def test_values(tmp_path):
     found = Settings.load(
-        {"ANYORDER_CACHE": str(tmp_path), "ANYORDER_OFFLINE": "1", "ANYORDER_THREADS": "3"}
+        {
+            "ANYORDER_CACHE": str(tmp_path),
+            "ANYORDER_OFFLINE": "1",
+            "ANYORDER_THREADS": "3",
+            "TRITON_INTERPRET": "1",
+        }
     )
-    assert found == Settings(cache_folder=tmp_path, offline=True, num_threads=3)
+    assert found == Settings(
+        cache_folder=tmp_path, offline=True, num_threads=3, interprets_kernels=True
+    )
 
 
 def test_home_is_expanded_and_relative_made_absolute(tmp_path, monkeypatch):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.cli.terminal import LineProgress, progress
 from anyorder.core.errors import InvalidRequest
+from anyorder.core.garbage import uncollected
 
 if TYPE_CHECKING:
     from anyorder.engine.engine import Engine
@@ -61,10 +61,9 @@ def open_model(arguments: argparse.Namespace) -> LoadedModel:
     shown = progress()
     try:
         _find_early(arguments.model, shown)
-        gc.disable()  # while torch is imported, as in anyorder/__init__.py
-        from anyorder.model.loaded import load
+        with uncollected(for_good=True):
+            from anyorder.model.loaded import load
 
-        gc.enable()
         return load(
             arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, progress=shown
         )

@@ -6,7 +6,7 @@ of rows that is attended as one padded batch.
 
 Shape suffixes: N packed tokens, R requests in a group, Q queries per request, K keys per request
 (padded to whole pages), P pages per request, H query heads, G key/value heads, D head width,
-S tokens of an encoder, W width.
+S tokens of an encoder, W width, T rows of a page table, M entries of masks.
 """
 
 from __future__ import annotations
@@ -84,6 +84,30 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class RaggedRows:
+    """All requests of a pass, however long each, for kernels that attend them in one call.
+
+    A request's keys are those of its cached tokens, which lie in its pages, are where they stand in
+    them and are seen by all its new tokens, and behind them those of its new tokens, which lie in
+    the batch's slots. Every row of the batch belongs to one request.
+    """
+
+    requests_R5: torch.Tensor
+    """int64; first packed row, number of rows, number of cached tokens, row of `pages_TP`, and
+    where in `visible_M` its mask begins (-1: its new tokens see causally). By first row."""
+    pages_TP: torch.Tensor
+    """int64; page ids in order of position, a row for each sequence."""
+    visible_M: torch.Tensor
+    """bool; the masks one behind the other, each rows by rows of its request."""
+    window_positions_N: torch.Tensor
+    """int64; where tokens measure windows from."""
+    most_rows: int
+    """Of any request."""
+    most_keys: int
+    """Of any request; at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
     """One forward pass of one model."""
 
@@ -94,6 +118,8 @@ class PackedBatch:
     slots_N: torch.Tensor | None
     """int64; where each token's key and value go: page * page_size + offset. None: not stored."""
     groups: tuple[AttentionGroup, ...]
+    """Empty where there is `ragged`."""
+    ragged: RaggedRows | None = None
     num_layers: int | None = None
     """Run only so many of the lower layers; None: all."""
     taps: dict[int, torch.Tensor | None] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from anyorder.cache.store import PagedStore
 from anyorder.core.attention import Canvas, Causal
 from anyorder.core.batch import AttentionGroup, CrossMemory, PackedBatch
 from anyorder.core.sequence import Sequence
+from anyorder.engine.ragged import ragged_rows
 from anyorder.engine.scheduler import Piece
 
 MAX_PADDED_QUERIES = 64
@@ -28,11 +29,14 @@ def pack(
     device: torch.device,
     *,
     num_layers: int | None = None,
+    is_ragged: bool = False,
 ) -> tuple[PackedBatch, list[Piece]]:
-    """The pass's tensors, and the pieces in the order of their rows."""
+    """The pass's tensors, and the pieces in the order of their rows. `is_ragged`: they are attended
+    in one call, not in groups."""
     buckets: dict[tuple[int, ...], list[Piece]] = {}
     for index, piece in enumerate(pieces):
-        buckets.setdefault(_bucket(piece, index, store), []).append(piece)
+        key = () if is_ragged else _bucket(piece, index, store)
+        buckets.setdefault(key, []).append(piece)
     ordered = [piece for bucket in buckets.values() for piece in bucket]
     tokens: list[int] = []
     positions: list[int] = []
@@ -44,7 +48,7 @@ def pack(
         slots.extend(store.slots(piece.job.sequence, piece.start, piece.start + num_tokens))
     flat = torch.tensor([tokens, positions, slots], device=device)
     groups, row = [], 0
-    for bucket in buckets.values():
+    for bucket in () if is_ragged else buckets.values():
         groups.append(_group(bucket, row, flat[1], store))
         row += len(bucket) * len(bucket[0].tokens)
     taps = {layer for piece in pieces for layer in piece.job.request.outputs.features}
@@ -53,6 +57,7 @@ def pack(
         positions_N=flat[1],
         slots_N=flat[2],
         groups=tuple(groups),
+        ragged=ragged_rows(ordered, flat[1], store) if is_ragged else None,
         num_layers=num_layers,
         taps=dict.fromkeys(sorted(taps)),
         conditioning=tuple(_conditioning(ordered)),

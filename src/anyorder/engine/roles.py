@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
 from anyorder.cache.store import PagedStore
 from anyorder.cache.whole import WholeStore
-from anyorder.core.batch import Network
+from anyorder.core.batch import Network, PackedBatch
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
+from anyorder.engine.static_passes import Recorder, StaticPasses
+from anyorder.model.attention import attends_ragged, attentions
+from anyorder.model.backends.cuda_graphs import CudaGraphs
+from anyorder.model.drafters.medusa import NetworkWithHeads
+from anyorder.model.moe import is_static
 
 PAGE_SIZE = 16
 """Tokens a page. Small enough to waste little, large enough to gather in runs of some KiB."""
@@ -25,6 +33,18 @@ class Role:
     abilities: Abilities
     pool: Pool
     store: PagedStore
+    attends_ragged: bool = False
+    """Is attention one call a layer for all requests of a pass?"""
+    has_windows: bool = False
+    """Does a layer see only so far?"""
+    static: StaticPasses | None = None
+    """What repeats passes that were recorded; None: every pass is run."""
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """The network's final hidden states [N, width] of a pass over the role's pool."""
+        if self.static is None:
+            return self.network.hidden(batch, self.pool)
+        return self.static.hidden(batch)
 
     @property
     def num_cache_tokens(self) -> int:
@@ -63,13 +83,33 @@ def open_role(
     )
     make_store = WholeStore if abilities.kind == "encoder" else PagedStore
     store = make_store(pool, num_pages=num_pages, role=name)
-    return Role(name=name, network=network, abilities=abilities, pool=pool, store=store)
+    whole = network.base if isinstance(network, NetworkWithHeads) else network
+    stack = whole if isinstance(whole, nn.Module) else None
+    is_ragged = stack is not None and attends_ragged(stack)
+    static = None
+    if stack is not None and is_ragged and is_static(stack):
+        recorder = recorder_for(network.device)
+        static = None if recorder is None else StaticPasses(network, pool, recorder)
+    return Role(
+        name=name,
+        network=network,
+        abilities=abilities,
+        pool=pool,
+        store=store,
+        attends_ragged=is_ragged,
+        has_windows=stack is not None
+        and any(layer.pattern.window is not None for layer in attentions(stack)),
+        static=static,
+    )
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What repeats passes there; None: nothing does."""
+    return CudaGraphs(device) if device.type == "cuda" else None
 
 
 def _available_bytes(network: Network) -> int:
     if network.device.type == "cuda":
-        import torch
-
         return int(torch.cuda.mem_get_info(network.device)[0])
     import os
 

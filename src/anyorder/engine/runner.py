@@ -18,6 +18,7 @@ from anyorder.engine.batch import pack
 from anyorder.engine.beliefs import believe
 from anyorder.engine.checks import check_draft, contrasted, sampler_row
 from anyorder.engine.patches import draw_patches
+from anyorder.engine.ragged import fits
 from anyorder.engine.roles import Role
 from anyorder.engine.run import Job
 from anyorder.engine.scheduler import Piece
@@ -46,14 +47,20 @@ class Question:
 
 def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
     """Run the pieces on the role's model; their keys and values are cached when this returns."""
-    batch, ordered = pack(pieces, role.store, role.network.device, num_layers=pieces[0].layers)
+    batch, ordered = pack(
+        pieces,
+        role.store,
+        role.network.device,
+        num_layers=pieces[0].layers,
+        is_ragged=role.attends_ragged and fits(pieces, role.has_windows),
+    )
     role.pool.prepare()
     memories = [group.memory for group in batch.groups if group.memory is not None]
     if memories:
         pool = memories[0].pool
         assert isinstance(pool, Pool), "an encoder's role has a pool of its own"
         pool.prepare()
-    hidden_NW = role.network.hidden(batch, role.pool)
+    hidden_NW = role.hidden(batch)
     questions, first = [], 0
     for piece in ordered:
         job = piece.job

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from anyorder.core.batch import AttentionGroup, KeyValuePool, PackedBatch
-from anyorder.model.backends import sdpa
+from anyorder.model.backends import ragged, sdpa
 from anyorder.model.backends.linear import Linear
 from anyorder.model.backends.native import attention as kernels
 from anyorder.model.config import ModelConfig
@@ -77,7 +77,10 @@ class Attention(nn.Module):
         """What the branch adds to the residual stream; new keys and values are in the pool when it
         returns."""
         queries_NHD, keys_NGD, values_NGD = self.project(x_NW, rotation, batch, pool)
-        if len(batch.groups) == 1:
+        if batch.ragged is not None:
+            assert pool is not None, "ragged rows are read from a pool"
+            mixed = ragged.attend(queries_NHD, batch, pool, self.layer, self.pattern)
+        elif len(batch.groups) == 1:
             mixed = self._attend(queries_NHD, keys_NGD, values_NGD, batch.groups[0], batch, pool)
         else:
             parts = []
@@ -178,3 +181,19 @@ class CrossAttention(nn.Module):
             )
             keys_RSGD, values_RSGD = memory.pool.read(self.layer, memory.pages_RP)
         return sdpa.attend_memory(queries_NHD, keys_RSGD, values_RSGD, group, memory, self.scale)
+
+
+def attentions(network: nn.Module) -> list[Attention]:
+    """All layers of this kind."""
+    return [module for module in network.modules() if isinstance(module, Attention)]
+
+
+def attends_ragged(network: nn.Module) -> bool:
+    """Can attention of the engine's passes be one call a layer?"""
+    layers = attentions(network)
+    weight = next(network.parameters())
+    return (
+        ragged.serves(weight.device, weight.dtype)
+        and all(ragged.takes(layer.pattern, layer.head_width) for layer in layers)
+        and not any(isinstance(module, CrossAttention) for module in network.modules())
+    )

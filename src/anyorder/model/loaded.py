@@ -11,6 +11,7 @@ import torch
 
 from anyorder.core.batch import Network
 from anyorder.core.errors import UserError
+from anyorder.core.garbage import uncollected
 from anyorder.core.method import Abilities
 from anyorder.model import calm, catalog
 from anyorder.model.backends.quantized import Bits
@@ -45,6 +46,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
 
 
+@uncollected()
 def load(
     source: str | Path,
     *,

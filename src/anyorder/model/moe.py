@@ -138,3 +138,9 @@ class ChoiceBias(nn.Module):
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(num_experts))
+
+
+def is_static(network: nn.Module) -> bool:
+    """Does a pass do the same for all tokens, whatever they are? Experts are asked how many tokens
+    come to each."""
+    return not any(isinstance(module, MixtureOfExperts) for module in network.modules())

@@ -13,6 +13,7 @@ rotated width).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -75,8 +76,14 @@ def frequencies(rope: Rope, positions_N: torch.Tensor) -> torch.Tensor:
         num_turning = int(scaling.share * rope.width // 2)
         return torch.cat((plain_F[:num_turning], torch.zeros_like(plain_F[num_turning:])))
     if isinstance(scaling, FrequencyDivisors):
-        return plain_F / torch.tensor(scaling.divisors, device=device)
+        return plain_F / _on_device(tuple(scaling.divisors), device)
     return plain_F
+
+
+@functools.cache
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Copied there once: a CUDA graph repeats no copies from the host."""
+    return torch.tensor(numbers, device=device)
 
 
 def _exponents(width: int, device: torch.device) -> torch.Tensor:

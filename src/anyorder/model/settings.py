@@ -3,6 +3,8 @@
     ANYORDER_CACHE    folder for downloaded models (default: the user's cache folder)
     ANYORDER_OFFLINE  1 forbids any download (default: 0)
     ANYORDER_THREADS  CPU threads for computing (default: torch's own choice)
+    TRITON_INTERPRET  1 runs the kernels for GPUs on a CPU, operation by operation, to test them
+                      (default: 0; triton reads it too)
 
 Cheap to import: no torch.
 """
@@ -31,6 +33,8 @@ class Settings:
     """Never download anything."""
     num_threads: int | None
     """CPU threads for computing; None: torch decides."""
+    interprets_kernels: bool = False
+    """Run kernels for GPUs on a CPU."""
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -40,6 +44,7 @@ class Settings:
             cache_folder=_cache_folder(variables.get("ANYORDER_CACHE", "")),
             offline=_boolean("ANYORDER_OFFLINE", variables.get("ANYORDER_OFFLINE", "")),
             num_threads=_threads(variables.get("ANYORDER_THREADS", "")),
+            interprets_kernels=_boolean("TRITON_INTERPRET", variables.get("TRITON_INTERPRET", "")),
         )
 
 

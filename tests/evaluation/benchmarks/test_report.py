@@ -73,6 +73,27 @@ def test_limits() -> None:
     assert "prefill_share" not in rows["float32"]
 
 
+def test_a_large_network_beside_the_bandwidth() -> None:
+    found = results()
+    num_bytes = found.weight_bytes("4-bit", "large")
+    found.figures.values["large"] = {"anyorder int4": [20.0, 30.0, 40.0]}
+    assert found.limit("large", "4-bit") is None
+    assert report.large(found).rows[0]["share"] is None
+    found.limits["gigabytes_per_second"][str(num_bytes)] = 33.0 * num_bytes / 1e9
+    (row,) = report.large(found).rows
+    assert row["share"] == "91%" and row["mb"] == "887"
+    assert row["reached"] == f"{30 * num_bytes / 1e9:.1f}" and row["rate"] == "29.3"
+    goal = by_work(found)["single-stream decode, 1B, 4-bit"]
+    assert goal["goal"] == "at least 85% of the limit"
+    assert goal["met"] == "yes" and goal["limit"] == "91%"
+    found.figures.values["large"]["anyorder int4"] = [28.0] * 3
+    assert by_work(found)["single-stream decode, 1B, 4-bit"]["met"] == "**no**"
+    assert "1B, weights" in report.markdown(found)
+    alone = results(num_parameters=0, limits={"gigabytes_per_second": {}, "teraflops": {}})
+    assert alone.limit("decode", "4-bit") is None is alone.limit("prefill", "4-bit")
+    assert "decode at most" not in report.markdown(alone)
+
+
 def by_work(found: Results) -> dict[str, Any]:
     return {str(row["work"]).partition(" (")[0]: row for row in report.summary(found).rows}
 

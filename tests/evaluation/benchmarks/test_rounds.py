@@ -8,10 +8,10 @@ import pytest
 from tests.evaluation.benchmarks.stand_ins import SLOWNESS, Fake
 
 from anyorder.evaluation.benchmarks.rounds import Figures, Plan, measure
-from anyorder.evaluation.benchmarks.sides import SIDES
+from anyorder.evaluation.benchmarks.sides import SIDES, Side
 from anyorder.evaluation.benchmarks.works import WORKS, Work, prompts
 
-START, MEMORY, DECODE, PREFILL, COPY, BATCH = WORKS
+START, MEMORY, DECODE, PREFILL, COPY, BATCH, LARGE = WORKS
 COPIED = [[7] * length for length in range(31, 39)]
 Log = list[tuple[str, str]]
 
@@ -25,7 +25,7 @@ def run(
     measure(
         plan,
         figures,
-        lambda side: Fake(side, log, at if side.name == dying else 0),
+        lambda side, _: Fake(side, log, at if side.name == dying else 0),
         rounds=rounds,
         progress=lambda *_: None,
     )
@@ -86,6 +86,24 @@ def test_a_worker_that_dies_has_failed_at_that_work_alone() -> None:
     assert sorted(opened) == sorted(closed)
 
 
+def test_a_network_of_its_own_is_opened_for_its_work_alone() -> None:
+    figures, log = run(DECODE, LARGE, rounds=2)
+    assert set(figures.values["large"]) == {"anyorder int8", "anyorder int4"}
+    assert {len(found) for found in figures.values["large"].values()} == {2}
+    usual, own = ["open", "ask", "ask"], ["close", "open", "ask", "ask", "ask", "close"]
+    assert [what for what, name in log if name == "anyorder int4"] == [*usual, *own] * 2
+    opened: list[Work | None] = []
+
+    def start(side: Side, work: Work | None) -> Fake:
+        opened.append(work)
+        return Fake(side, [])
+
+    for sides in ([SIDES[0]], [side for side in SIDES if side.name == "anyorder int8"]):
+        plan = Plan(sides=sides, works=[DECODE, LARGE], vocabulary=100)
+        measure(plan, Figures(), start, rounds=1, progress=lambda *_: None)
+    assert opened == [DECODE, DECODE, LARGE]
+
+
 def test_copying_takes_the_better_of_plain_and_lookup() -> None:
     figures, log = run(COPY)
     able = {side.name for side in SIDES if side.looks_up}
@@ -105,7 +123,7 @@ def test_no_prompt_is_copied_twice_in_a_round() -> None:
             return super().generate(prompts, num_new, lookup=lookup)
 
     plan = Plan(sides=SIDES[:1], works=[COPY], vocabulary=100, copied=COPIED)
-    measure(plan, Figures(), lambda side: Noting(side, []), rounds=2, progress=lambda *_: None)
+    measure(plan, Figures(), lambda side, _: Noting(side, []), rounds=2, progress=lambda *_: None)
     assert sorted(seen) == [len(prompt) for prompt in COPIED]
 
 

@@ -20,6 +20,8 @@ class Goal:
     """To the best peer; for work of which less is better, at most this."""
     figure: float | None = None
     """Of anyorder itself, in the work's unit."""
+    share: float | None = None
+    """Of what the machine could do at most."""
     peers: tuple[str, ...] = ()
     """Engines that are compared; empty: all."""
 
@@ -28,6 +30,7 @@ GOALS = (
     Goal(work="decode", title="single-stream decode, 4-bit", format="4-bit", ratio=1.0),
     Goal(work="decode", title="single-stream decode, 8-bit", format="8-bit", ratio=1.0),
     Goal(work="decode", title="single-stream decode, 16-bit", format="16-bit", ratio=1.2),
+    Goal(work="large", title="single-stream decode, 1B, 4-bit", format="4-bit", share=0.85),
     Goal(work="copy", title="exact speculation, text that copies from its prompt", ratio=1.5),
     Goal(work="prefill", title="prefill 1,024", ratio=1.0),
     Goal(work="batch", title="16 streams, 128 + 128", ratio=1.5),

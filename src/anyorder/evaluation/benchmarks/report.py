@@ -23,7 +23,9 @@ def markdown(results: Results) -> str:
         parts.append(summary(results).markdown())
     if results.sides():
         parts.append(everything(results).markdown())
-    if results.limits:
+    if "large" in results.figures.values:
+        parts.append(large(results).markdown())
+    if results.limits and results.num_parameters:
         parts.append(limits(results).markdown())
     if results.checks:
         parts.append(checks(results).markdown())
@@ -95,6 +97,10 @@ def _goal_row(results: Results, goal: Goal) -> dict[str, Cell] | None:
         aims.append(f"at most {goal.figure:g} {work.unit}")
         met.append(middle <= goal.figure)
     limit = results.limit(goal.work, ours.format)
+    if goal.share is not None:
+        aims.append(f"at least {goal.share:.0%} of the limit")
+        if limit is not None:
+            met.append(middle >= goal.share * limit)
     row["limit"] = None if limit is None else f"{middle / limit:.0%}"
     row["goal"] = " or ".join(aims)
     row["met"] = None if not met else "yes" if any(met) else "**no**"
@@ -147,7 +153,7 @@ def limits(results: Results) -> Table:
                 row[f"{work}_share"] = f"{statistics.median(figures) / limit:.0%}"
         num_bytes = results.weight_bytes(side.format)
         row["mb"] = f"{num_bytes / 1e6:,.0f}"
-        row["rate"] = f"{results.limits['gigabytes_per_second'][str(num_bytes)]:.1f}"
+        row["rate"] = _rate(results, num_bytes)
         rows.append(row)
     peaks = ", ".join(f"{name} {rate:.2f}" for name, rate in results.limits["teraflops"].items())
     titles = {
@@ -167,6 +173,46 @@ def limits(results: Results) -> Table:
             "at most: all weights read once a token. Prefill at most: two operations a weight and "
             "token at the peak of the format (int8 for 8-bit and 4-bit).",
         ),
+    )
+
+
+def _rate(results: Results, num_bytes: int) -> str | None:
+    rate = results.bandwidth(num_bytes)
+    return None if rate is None else f"{rate:.1f}"
+
+
+def large(results: Results) -> Table:
+    """A network of which every token reads far more than caches hold, beside what memory gives."""
+    rows: list[dict[str, Cell]] = []
+    for side in results.sides():
+        figures = results.figures.values["large"].get(side.name)
+        if figures is None:
+            continue
+        num_bytes = results.weight_bytes(side.format, "large")
+        limit = results.limit("large", side.format)
+        middle = statistics.median(figures)
+        rows.append(
+            {
+                "format": side.format,
+                "mb": f"{num_bytes / 1e6:,.0f}",
+                "speed": spread(figures),
+                "reached": f"{middle * num_bytes / 1e9:.1f}",
+                "rate": _rate(results, num_bytes),
+                "share": None if limit is None else f"{middle / limit:.0%}",
+            }
+        )
+    titles = {
+        "format": "1B, weights",
+        "mb": "MB a token",
+        "speed": "decode, tok/s",
+        "reached": "GB/s reached",
+        "rate": "GB/s over so many bytes",
+        "share": "share",
+    }
+    return Table(
+        columns=[Column(key=key, title=title) for key, title in titles.items()],
+        rows=rows,
+        notes=("The head's weights have 8 bits in both.",),
     )
 
 

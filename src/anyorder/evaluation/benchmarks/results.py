@@ -15,12 +15,11 @@ from typing import Any
 
 from anyorder.core.errors import InvalidRequest
 from anyorder.evaluation.benchmarks.checks import Check
+from anyorder.evaluation.benchmarks.large import LARGE
 from anyorder.evaluation.benchmarks.method_results import MethodResults
 from anyorder.evaluation.benchmarks.rounds import Figures
-from anyorder.evaluation.benchmarks.sides import SIDES, Side
+from anyorder.evaluation.benchmarks.sides import BYTES_PER_WEIGHT, SIDES, Side
 
-_BYTES_PER_WEIGHT = {"float32": 4.0, "16-bit": 2.0, "8-bit": 34 / 32, "4-bit": 20 / 32}
-"""A scale for each 32 weights in 8 bits; scale and offset in 4."""
 _PEAKS = {"float32": "float32", "16-bit": "bfloat16", "8-bit": "int8", "4-bit": "int8"}
 
 
@@ -64,19 +63,23 @@ class Results:
         named = {name for sides in self.figures.values.values() for name in sides}
         return [side for side in SIDES if side.name in named]
 
-    def weight_bytes(self, format: str) -> int:
+    def weight_bytes(self, format: str, work: str = "decode") -> int:
         """Of all weights, as a pass reads them."""
-        return round(self.num_parameters * _BYTES_PER_WEIGHT[format])
+        if work == "large":
+            return LARGE.weight_bytes(format)
+        return round(self.num_parameters * BYTES_PER_WEIGHT[format])
+
+    def bandwidth(self, num_bytes: int) -> float | None:
+        """Gigabytes read in a second over a buffer of so many; None: not measured."""
+        return self.limits.get("gigabytes_per_second", {}).get(str(num_bytes))
 
     def limit(self, work: str, format: str) -> float | None:
         """Tokens per second that the machine could reach; None where nothing simple limits it."""
-        if not self.limits:
-            return None
-        if work == "decode":
-            num_bytes = self.weight_bytes(format)
-            rate = self.limits["gigabytes_per_second"][str(num_bytes)]
-            return rate * 1e9 / num_bytes
-        if work == "prefill":
+        if work in ("decode", "large"):
+            num_bytes = self.weight_bytes(format, work)
+            rate = self.bandwidth(num_bytes)
+            return None if rate is None else rate * 1e9 / num_bytes
+        if work == "prefill" and self.limits and self.num_parameters:
             return self.limits["teraflops"][_PEAKS[format]] * 1e12 / (2 * self.num_parameters)
         return None
 

@@ -12,7 +12,8 @@ from anyorder.evaluation.benchmarks.process import Answer, Asked, WorkerDied
 from anyorder.evaluation.benchmarks.sides import Side
 from anyorder.evaluation.benchmarks.works import Call, Work, prompts
 
-Start = Callable[[Side], Asked]
+Start = Callable[[Side, Work | None], Asked]
+"""For some work, where it makes a difference."""
 Progress = Callable[[str, int, int], None]
 """Told (stage, how much is done, how much there is)."""
 
@@ -58,10 +59,12 @@ def measure(plan: Plan, figures: Figures, start: Start, *, rounds: int, progress
                     progress(f"round {number + 1}, {work.name}: {side.name}", done, total)
                     done += 1
                     failures = figures.failures.setdefault(work.name, {})
-                    if side.name in failures:
+                    if side.name in failures or not work.takes(side):
                         continue
+                    if work.shape is not None and side.name in workers:
+                        workers.pop(side.name).close()
                     if side.name not in workers:
-                        workers[side.name] = start(side)
+                        workers[side.name] = start(side, work)
                     try:
                         figure = _figure(plan, work, side, workers[side.name], number)
                     except WorkerDied as error:
@@ -70,6 +73,8 @@ def measure(plan: Plan, figures: Figures, start: Start, *, rounds: int, progress
                         continue
                     kept = figures.values.setdefault(work.name, {})
                     kept.setdefault(side.name, []).append(figure)
+                    if work.shape is not None:  # no other work is about that network
+                        workers.pop(side.name).close()
         finally:
             for worker in workers.values():
                 worker.close()
@@ -79,7 +84,8 @@ def measure(plan: Plan, figures: Figures, start: Start, *, rounds: int, progress
 def _figure(plan: Plan, work: Work, side: Side, worker: Asked, number: int) -> float:
     def ask(call: Call, what: str, *, lookup: bool = False) -> Answer:
         seed = f"{work.name} {number} {what}"
-        asked = prompts(call, vocabulary=plan.vocabulary, seed=seed)
+        vocabulary = plan.vocabulary if work.shape is None else work.shape.vocabulary
+        asked = prompts(call, vocabulary=vocabulary, seed=seed)
         if work.copies:
             # Another text every time: a prompt seen before would be in prefix caches.
             place = 4 * number + 2 * lookup + (what == "warm-up")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyorder.evaluation.benchmarks import checks, rounds
+from anyorder.evaluation.benchmarks.large import Shape, made
 from anyorder.evaluation.benchmarks.peers import HERE, NotPrepared, Peer, Workshop
 from anyorder.evaluation.benchmarks.process import WORKER, Asked, Worker, WorkerDied
 from anyorder.evaluation.benchmarks.results import Results, machine, num_cores, own_versions
-from anyorder.evaluation.benchmarks.sides import REFERENCE, SIDES, Side, is_peer
+from anyorder.evaluation.benchmarks.sides import FORMATS, REFERENCE, Side, is_peer
 from anyorder.evaluation.benchmarks.works import Work
 
 _WINDOW, _NUM_WINDOWS = 256, 10
@@ -39,19 +40,31 @@ class Session:
         results.versions |= own_versions()
         commands = self._prepare(results, sides)
         known = [side for side in sides if side.name in commands]
+        shapes = [work.shape for work in works if work.shape is not None]
+        folder = self.workshop.folder / "models"
+        files = {shape.name: made(folder, shape, self.workshop.tell) for shape in shapes}
 
-        def start(side: Side) -> Asked:
+        def start(side: Side, work: Work | None) -> Asked:
             changes = {
                 "OMP_NUM_THREADS": str(side.threads or self.threads),
                 "ANYORDER_THREADS": str(side.threads or self.threads),
                 "TOKENIZERS_PARALLELISM": "false",
+                # pip compiled the peers' modules when it installed them; ours must not be compiled
+                # again in every process.
+                "PYTHONDONTWRITEBYTECODE": "",
                 **side.environment,
             }
-            return Worker(commands[side.name], self.workshop.environment(changes))
+            command = commands[side.name]
+            if work is not None and work.shape is not None:
+                *script, _, kind, threads = command
+                command = [*script, str(files[work.shape.name]), kind, threads]
+            return Worker(command, self.workshop.environment(changes))
 
-        vocabulary, copied = self._check(results, known, start)
-        if num_rounds and results.num_parameters:
-            self._limits(results)
+        usual = [work for work in works if work.shape is None]
+        checked = [side for side in known if any(work.takes(side) for work in usual)]
+        vocabulary, copied = self._check(results, checked, start)
+        if num_rounds and (results.num_parameters or shapes):
+            self._limits(results, shapes)
         if num_rounds:
             plan = rounds.Plan(sides=known, works=works, vocabulary=vocabulary, copied=copied)
             rounds.measure(plan, results.figures, start, rounds=num_rounds, progress=self.progress)
@@ -83,7 +96,7 @@ class Session:
         """Check what has not been; returns the size of the vocabulary and prompts whose answers
         copy from them."""
         text = sample_text()
-        reference = start(REFERENCE)
+        reference = start(REFERENCE, None)
         try:
             tokens = _encode(reference, text)
             middle = len(tokens) // _NUM_PROMPTS
@@ -96,7 +109,7 @@ class Session:
                 self.progress(f"check: {side.name}", done, len(sides))
                 if side.name in results.checks:
                     continue
-                worker = start(side)
+                worker = start(side, None)
                 try:
                     results.checks[side.name] = checks.check(side, worker, explain, texts)
                 except WorkerDied as error:
@@ -109,13 +122,21 @@ class Session:
         finally:
             reference.close()
 
-    def _limits(self, results: Results) -> None:
+    def _limits(self, results: Results, shapes: Seq[Shape]) -> None:
         """The machine's, the best that any session saw."""
-        sizes = [str(results.weight_bytes(name)) for name in dict.fromkeys(s.format for s in SIDES)]
+        sizes = [shape.weight_bytes(name) for shape in shapes for name in ("8-bit", "4-bit")]
+        if results.num_parameters:
+            sizes += map(results.weight_bytes, FORMATS)
         self.progress("limits of the machine", 0, 1)
         found = json.loads(
             subprocess.run(
-                [sys.executable, "-P", str(HERE / "limits.py"), str(self.threads), *sizes],
+                [
+                    sys.executable,
+                    "-P",
+                    str(HERE / "limits.py"),
+                    str(self.threads),
+                    *map(str, sizes),
+                ],
                 env=self.workshop.environment({"OMP_NUM_THREADS": str(self.threads)}),
                 check=True,
                 capture_output=True,

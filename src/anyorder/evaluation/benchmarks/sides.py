@@ -9,6 +9,8 @@ TOLERANCES = {"float32": 0.01, "16-bit": 0.25, "8-bit": 0.5, "4-bit": 0.5}
 """By format of the weights: how much likelier, in nats, the reference may find its own greedy token
 than a side's before the two differ. Below that it is a near-tie, which rounding decides."""
 FORMATS = tuple(TOLERANCES)
+BYTES_PER_WEIGHT = {"float32": 4.0, "16-bit": 2.0, "8-bit": 34 / 32, "4-bit": 20 / 32}
+"""A scale for each 32 weights in 8 bits; scale and offset in 4."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,11 @@ class Anyorder:
     """This package."""
 
     def __init__(self, weights: str, kind: str, threads: int) -> None:
+        from anyorder.core.garbage import uncollected
         from anyorder.core.request import Request
-        from anyorder.engine.engine import Engine
+
+        with uncollected(for_good=True):  # as `import anyorder` does
+            from anyorder.engine.engine import Engine
 
         whole = kind in ("float32", "bfloat16")
         self.engine = Engine(

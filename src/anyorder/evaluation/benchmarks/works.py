@@ -8,7 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anyorder.evaluation.benchmarks.large import LARGE, Shape
 from anyorder.evaluation.benchmarks.process import Answer
+from anyorder.evaluation.benchmarks.sides import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +40,20 @@ class Work:
     """Text that repeats its prompt. Asked for once plainly and, where the engine has it, once with
     exact speculation out of the text so far, which does not pay on every machine."""
     higher_is_better: bool = True
+    shape: Shape | None = None
+    """Of a network of random weights that is loaded in the model's place, and for this alone."""
+    sides: tuple[str, ...] = ()
+    """Names of those that do it; empty: all."""
+
+    def takes(self, side: Side) -> bool:
+        """Does this side do it?"""
+        return not self.sides or side.name in self.sides
 
 
 _ONE, _FULL = (Call(num_prompts=1, prompt_length=128, num_new=n) for n in (1, 128))
 _LONG = Call(num_prompts=1, prompt_length=1024, num_new=1)
 _COPY = Call(num_prompts=1, prompt_length=0, num_new=128)
+_FEW, _MORE = (Call(num_prompts=1, prompt_length=32, num_new=n) for n in (1, 49))
 
 WORKS = (
     Work(
@@ -94,6 +105,16 @@ WORKS = (
         calls=(Call(num_prompts=16, prompt_length=128, num_new=128),),
         figure=lambda answers: 16 * 128 / answers[0].seconds,
         warm_up=Call(num_prompts=16, prompt_length=128, num_new=2),
+    ),
+    Work(
+        name="large",
+        title="decode, one stream, 32 + 48, random weights of Llama-3.2-1B's shape",
+        unit="tok/s",
+        calls=(_FEW, _MORE),
+        figure=lambda answers: 48 / (answers[1].seconds - answers[0].seconds),
+        warm_up=Call(num_prompts=1, prompt_length=32, num_new=2),
+        shape=LARGE,
+        sides=("anyorder int8", "anyorder int4"),
     ),
 )
 

@@ -66,7 +66,8 @@ def pack(rows_OB: torch.Tensor, file_format: str, first: int, matrix: Matrix) ->
     assert kernels is not None, "callers ask for the library first"
     function = kernels.anyorder_pack
     number, size = FORMATS[file_format], rows_OB.stride(0)
-    function(number, rows_OB.data_ptr(), size, len(rows_OB), first, ctypes.byref(matrix))
+    target, threads = ctypes.byref(matrix), torch.get_num_threads()
+    function(number, rows_OB.data_ptr(), size, len(rows_OB), first, target, threads)
 
 
 def expand(raw: torch.Tensor, file_format: str, out: torch.Tensor) -> None:
@@ -74,7 +75,8 @@ def expand(raw: torch.Tensor, file_format: str, out: torch.Tensor) -> None:
     kernels = library()
     assert kernels is not None, "callers ask for the library first"
     function = getattr(kernels, f"anyorder_expand_{NAMES[out.dtype]}")
-    function(FORMATS[file_format], raw.data_ptr(), out.numel() // 32, out.data_ptr())
+    number, threads = FORMATS[file_format], torch.get_num_threads()
+    function(number, raw.data_ptr(), out.numel() // 32, out.data_ptr(), threads)
 
 
 def unpack(matrix: Matrix, outputs_N: torch.Tensor) -> torch.Tensor:
@@ -99,13 +101,13 @@ def library() -> ctypes.CDLL | None:
     kernels.anyorder_set_level.argtypes = [ctypes.c_int]
     numbers = [ctypes.c_int64] * 3
     pointer = ctypes.c_void_p
-    kernels.anyorder_pack.argtypes = [ctypes.c_int64, pointer, *numbers, pointer]
+    kernels.anyorder_pack.argtypes = [ctypes.c_int64, pointer, *numbers, pointer, ctypes.c_int64]
     kernels.anyorder_unpack.argtypes = [pointer, pointer, ctypes.c_int64, pointer]
     kernels.anyorder_pack.restype = kernels.anyorder_unpack.restype = None
     for name in NAMES.values():
         linear = getattr(kernels, f"anyorder_linear_{name}")
         expand = getattr(kernels, f"anyorder_expand_{name}")
-        expand.argtypes = [ctypes.c_int64, pointer, ctypes.c_int64, pointer]
+        expand.argtypes = [ctypes.c_int64, pointer, ctypes.c_int64, pointer, ctypes.c_int64]
         linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
         layers = getattr(kernels, f"anyorder_layers_{name}")
         layers.argtypes = [pointer]

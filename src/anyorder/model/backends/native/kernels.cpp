@@ -68,11 +68,13 @@ int level = best_level();
 #define ON_LEVEL(call)
 #endif
 
+// With fewer weights waking a thread takes longer than the work.
+constexpr int64_t WORTH_SHARING = 32768;
+
 template <class T>
 void run_linear(const Matrix& matrix, const T* inputs, T* outputs, int64_t num_rows,
                 int64_t input_stride, int64_t num_threads) {
-    // Below some 30,000 weights waking a thread takes longer than the work.
-    if (matrix.outputs * matrix.width < 32768) num_threads = 1;
+    if (matrix.outputs * matrix.width < WORTH_SHARING) num_threads = 1;
     QuantizedRows quantized(matrix.bits ? num_rows : 0, matrix.width);
     Team::run(num_threads, [&](Team& team) {
         if (matrix.bits)
@@ -83,6 +85,29 @@ void run_linear(const Matrix& matrix, const T* inputs, T* outputs, int64_t num_r
         team.share(matrix.outputs, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
             ON_LEVEL(product<T>(matrix, inputs, input_stride, quantized, num_rows, outputs,
                                 matrix.outputs, begin, end));
+        });
+    });
+}
+
+// Rows of a file into a quantised matrix's outputs from `first` on.
+void run_pack(int64_t format, const uint8_t* rows, int64_t row_bytes, int64_t num_rows,
+              int64_t first, const Matrix& matrix, int64_t num_threads) {
+    if (num_rows * matrix.width < WORTH_SHARING) num_threads = 1;
+    Team::run(num_threads, [&](Team& team) {
+        team.share(num_rows, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
+            ON_LEVEL(pack(format, rows + begin * row_bytes, row_bytes, end - begin, first + begin,
+                          matrix));
+        });
+    });
+}
+
+template <class T>
+void run_expand(int64_t format, const uint8_t* groups, int64_t num_groups, T* weights,
+                int64_t num_threads) {
+    if (num_groups * 32 < WORTH_SHARING) num_threads = 1;
+    Team::run(num_threads, [&](Team& team) {
+        team.share(num_groups, 1024, [&](ptrdiff_t begin, ptrdiff_t end) {
+            ON_LEVEL(expand(format, groups, begin, end, weights));
         });
     });
 }
@@ -126,22 +151,19 @@ void anyorder_linear_bfloat16(const anyorder::Matrix* matrix, const bf16* inputs
 
 // Rows of a file's format, of `row_bytes` each, into a quantised matrix's outputs from `first` on.
 void anyorder_pack(int64_t format, const uint8_t* rows, int64_t row_bytes, int64_t num_rows,
-                   int64_t first, const anyorder::Matrix* matrix) {
-    using namespace anyorder;
-    ON_LEVEL(pack(format, rows, row_bytes, num_rows, first, *matrix));
+                   int64_t first, const anyorder::Matrix* matrix, int64_t num_threads) {
+    anyorder::run_pack(format, rows, row_bytes, num_rows, first, *matrix, num_threads);
 }
 
 // Groups of a file's format as numbers.
 void anyorder_expand_float32(int64_t format, const uint8_t* groups, int64_t num_groups,
-                             float* weights) {
-    using namespace anyorder;
-    ON_LEVEL(expand(format, groups, num_groups, weights));
+                             float* weights, int64_t num_threads) {
+    anyorder::run_expand(format, groups, num_groups, weights, num_threads);
 }
 
 void anyorder_expand_bfloat16(int64_t format, const uint8_t* groups, int64_t num_groups,
-                              bf16* weights) {
-    using namespace anyorder;
-    ON_LEVEL(expand(format, groups, num_groups, weights));
+                              bf16* weights, int64_t num_threads) {
+    anyorder::run_expand(format, groups, num_groups, weights, num_threads);
 }
 
 // The weights [num_rows, width] of some outputs of a matrix of 8 bits.

@@ -34,7 +34,7 @@ MIXED = [
 def place(request, monkeypatch):
     """Compute as for logits in main memory, and as for logits on an accelerator."""
     if request.param == "device":
-        monkeypatch.setattr(sampler, "_on_host", lambda logits: False)
+        monkeypatch.setattr(sampler, "on_host", lambda logits: False)
     return request.param
 
 
@@ -210,7 +210,7 @@ def test_both_places_agree(monkeypatch, make_row, random_logits, random_historie
     rows = mixed_rows(make_row, random_histories(24).tolist())
     logits = random_logits(24)
     on_host = sample(logits, rows)
-    monkeypatch.setattr(sampler, "_on_host", lambda logits: False)
+    monkeypatch.setattr(sampler, "on_host", lambda logits: False)
     for one, other in zip(on_host, sample(logits, rows), strict=True):
         assert one.token == other.token
         for name in ("logprob", "entropy", "margin", "given"):

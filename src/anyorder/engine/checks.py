@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 import torch
@@ -16,7 +17,7 @@ from anyorder.sampling.draws import uniform
 from anyorder.sampling.guidance import above_floor, classifier_free
 from anyorder.sampling.guide import GuideState
 from anyorder.sampling.row import Row, RowResult
-from anyorder.sampling.sampler import sample
+from anyorder.sampling.sampler import on_host, sample
 from anyorder.sampling.verify import CannotAnswer, verify
 
 
@@ -80,32 +81,50 @@ def contrasted(
     return scores_1V
 
 
+def contrast(jobs: Iterable[Job]) -> None:
+    """Draw from guided scores what both a job and its twin have logits for, in one call."""
+    asked = [
+        (job, job.twin, row)
+        for job in jobs
+        if job.twin is not None and job.request.outputs.accepted is None
+        for row in job.held
+        if row in job.twin.held
+    ]
+    if not asked:
+        return
+    conditional_MV = torch.cat([job.held[row] for job, _, row in asked])
+    processed_MV = torch.cat(
+        [contrasted(job, job.held[row], twin.held[row]) for job, twin, row in asked]
+    )
+    # What both find impossible is: the mask token on a canvas.
+    processed_MV.masked_fill_(conditional_MV == -torch.inf, -torch.inf)
+    results = sample(conditional_MV, [sampler_row(job, row) for job, _, row in asked], processed_MV)
+    for (job, twin, row), result in zip(asked, results, strict=True):
+        del job.held[row], twin.held[row]
+        job.rows[row] = result
+
+
 class _Judge:
     """`sampling.verify.Judge` for one job."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self.places = list(job.request.output_rows)
         self._rows: dict[int, Row] = {}
         self._processed: dict[int, torch.Tensor | None] = {}
         self.drawn: dict[int, RowResult] = {}
-        """Draws of all rows, where the method wants them or that is faster."""
-        on_device = any(logits_1V.device.type != "cpu" for logits_1V in job.held.values())
-        if on_device or job.request.outputs.token:
-            self._draw_all()
+        """Draws of all rows, where `draws_all`; see `draw_together`."""
+        on_device = not all(on_host(logits_1V) for logits_1V in job.held.values())
+        self.draws_all = on_device or job.request.outputs.token
+        """On an accelerator, asking row by row would wait each time. In main memory it would only
+        compute rows that nobody looks at."""
 
-    def _draw_all(self) -> None:
-        """All rows' draws in one call: on an accelerator, asking one by one would wait each time.
-        In main memory it would only compute rows that nobody looks at."""
-        places = list(self._job.request.output_rows)
+    def questions(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Row]]:
+        """Logits, guided scores and row of all that may be drawn, in order."""
         outputs = Outputs(top=self._job.request.outputs.top)
-        rows = [dataclasses.replace(self._row(p), outputs=outputs) for p in places]
-        logits_RV = torch.cat([self._job.held[place] for place in places])
-        sources = [self._source(place) for place in places]
-        processed = None
-        if any(source is not None for source in sources):
-            pairs = zip(sources, logits_RV, strict=True)
-            processed = torch.cat([row[None] if s is None else s for s, row in pairs])
-        self.drawn = dict(zip(places, sample(logits_RV, rows, processed), strict=True))
+        for place in self.places:
+            row = dataclasses.replace(self._row(place), outputs=outputs)
+            yield self._job.held[place], self._source(place), row
 
     def answer(self, place: int, outputs: Outputs, given: int | None = None) -> RowResult:
         """See Judge."""
@@ -141,16 +160,36 @@ class _Judge:
         return self._processed[place]
 
 
-def check_draft(job: Job) -> Verdict:
-    """Decide a draft whose logits are all there, and leave in the cache what was accepted.
+def draw_together(judges: Seq[_Judge]) -> None:
+    """Draw all rows of these jobs in one call: one copy to the host."""
+    asked = [(judge, *question) for judge in judges for question in judge.questions()]
+    if not asked:
+        return
+    logits_RV = torch.cat([logits_1V for _, logits_1V, *_ in asked])
+    processed = None
+    if any(source is not None for _, _, source, _ in asked):
+        processed = torch.cat([plain if s is None else s for _, plain, s, _ in asked])
+    results = iter(sample(logits_RV, [row for *_, row in asked], processed))
+    for judge in judges:
+        judge.drawn = dict(zip(judge.places, results, strict=False))
 
-    RequestFailed if not even the first place has a token left.
+
+def check_drafts(jobs: Seq[Job]) -> None:
+    """Decide drafts whose logits are all there, and leave in the cache what was accepted.
+
+    RequestFailed if not even the first place of one has a token left; those before it are decided.
     """
+    judges = [_Judge(job) for job in jobs]
+    draw_together([judge for judge in judges if judge.draws_all])
+    for job, judge in zip(jobs, judges, strict=True):
+        job.verdict = _decide(job, judge)
+
+
+def _decide(job: Job, judge: _Judge) -> Verdict:
     request, run = job.request, job.run
     check = request.outputs.accepted
     assert check is not None, "no draft to check"
     sampling = request.sampling or run.request
-    judge = _Judge(job)
     try:
         verdict = verify(
             check,

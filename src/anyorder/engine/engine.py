@@ -6,6 +6,7 @@ answered is sent its results. Methods are reached by name only.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -26,7 +27,7 @@ from anyorder.engine.handle import Handle, Prepared
 from anyorder.engine.memory import Memory
 from anyorder.engine.roles import Role, open_role
 from anyorder.engine.run import Run
-from anyorder.engine.runner import Question, answer, run_pass, settle
+from anyorder.engine.runner import Question, answer, decide, run_pass, settle
 from anyorder.engine.scheduler import Piece, Scheduler
 from anyorder.sampling.canvas_guide import CanvasGuide
 from anyorder.sampling.guide import GuideState
@@ -306,7 +307,10 @@ class Engine:
                 for piece in pieces:
                     num_tokens[piece.job.run] += len(piece.tokens)
                 self._costs.record(name, layers, num_tokens, time.perf_counter() - started)
-            for run in list(self._scheduler.running):
+            running = list(self._scheduler.running)
+            with contextlib.suppress(Exception):  # whoever is bad fails below, alone
+                decide(job for run in running for job in run.jobs)
+            for run in running:
                 if run in self._scheduler.running:  # one failure may have ended several
                     self._serve(run)
             return True

@@ -16,7 +16,7 @@ from anyorder.core.batch import EditingNetwork, LinkedNetwork
 from anyorder.core.forward import Outputs
 from anyorder.engine.batch import pack
 from anyorder.engine.beliefs import believe
-from anyorder.engine.checks import check_draft, contrasted, sampler_row
+from anyorder.engine.checks import check_drafts, contrast, sampler_row
 from anyorder.engine.patches import draw_patches
 from anyorder.engine.ragged import fits
 from anyorder.engine.roles import Role
@@ -124,6 +124,8 @@ def answer(role: Role, questions: Seq[Question]) -> None:
                 job.held[row] = logits_MV[index : index + 1]
             else:
                 now.append(index)
+        if not now:
+            continue
         if len(now) < len(part):
             logits_MV = logits_MV[now]
         rows = [sampler_row(part[index].job, part[index].row) for index in now]
@@ -135,21 +137,21 @@ def _reads_logits(question: Question) -> bool:
     return question.job.is_twin or question.job.request.outputs not in _WITHOUT_LOGITS
 
 
+def decide(jobs: Iterable[Job]) -> None:
+    """Answer contrasted rows and draft checks, which take several rows of logits each."""
+    undecided = [job for job in jobs if not job.is_twin and job.verdict is None]
+    contrast(undecided)
+    check_drafts(
+        [job for job in undecided if job.request.outputs.accepted is not None and _all_held(job)]
+    )
+
+
 def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
     """Answer what takes several rows: contrasted ones, draft checks, prediction heads, links."""
-    for job in jobs:
-        if job.is_twin or job.verdict is not None:
-            continue
+    undecided = [job for job in jobs if not job.is_twin]
+    decide(undecided)
+    for job in undecided:
         outputs = job.request.outputs
-        if job.twin is not None and outputs.accepted is None:
-            for row in [row for row in job.held if row in job.twin.held]:
-                conditional_1V = job.held.pop(row)
-                processed_1V = contrasted(job, conditional_1V, job.twin.held.pop(row))
-                # What both find impossible is: the mask token on a canvas.
-                processed_1V[conditional_1V == -torch.inf] = -torch.inf
-                (job.rows[row],) = sample(conditional_1V, [sampler_row(job, row)], processed_1V)
-        if outputs.accepted is not None and _all_held(job):
-            job.verdict = check_draft(job)
         if outputs.heads and job.is_complete and not job.heads:
             rows = job.request.output_rows if job.verdict is None else (job.verdict.last,)
             for row in rows:

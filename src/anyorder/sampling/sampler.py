@@ -62,29 +62,33 @@ def _sample(
 ) -> list[RowResult]:
     source_RV = logits_RV if processed is None else processed.detach()
     errors: dict[int, str] = {}
-    on_host = _on_host(logits_RV)
+    is_host = on_host(logits_RV)
     work = [
         index
         for index, row in enumerate(rows)
-        if row.outputs.token and (edits(row) or (row.request.temperature > 0 and not on_host))
+        if row.outputs.token and (edits(row) or (row.request.temperature > 0 and not is_host))
     ]
     scores_MV = None
     if work:
         chosen = [rows[index] for index in work]
         scores_MV = source_RV.clone() if len(work) == len(rows) else source_RV[work]
         errors |= {work[index]: error for index, error in edit(scores_MV, chosen).items()}
-        if not on_host:
+        if not is_host:
             scores_MV = shape(scores_MV, chosen)
-    answer = host.answer if on_host else device.answer
+    answer = host.answer if is_host else device.answer
     results = answer(logits_RV, source_RV, scores_MV, work, rows)
     if any(row.outputs.best for row in rows):
         errors |= _search(source_RV, processed is None, rows, results)
+    whole = []
     for index, row in enumerate(rows):
         wants = row.outputs
         if wants.processed and processed is None and _is_models(row):
             results[index].confidence = results[index].logprob
         elif wants.distribution or wants.draws or wants.chance or wants.processed:
-            errors |= _distribute(source_RV[index : index + 1], index, row, results[index])
+            whole.append(index)
+    if whole:
+        for index, scores_V in zip(whole, source_RV[whole].cpu(), strict=True):
+            errors |= _distribute(scores_V[None], index, rows[index], results[index])
     for index, result in enumerate(results):
         if index in errors:
             result.error = errors[index]
@@ -114,11 +118,10 @@ def _search(
     return errors
 
 
-def _distribute(source_1V: torch.Tensor, index: int, row: Row, result: RowResult) -> dict[int, str]:
+def _distribute(scores_1V: torch.Tensor, index: int, row: Row, result: RowResult) -> dict[int, str]:
     """Fill in what takes the processed distribution as a whole: `RowResult.distribution`, `draws`
     and `chance`, and what describes it; returns errors by row. In main memory, since checks decide
-    there, one place after the other."""
-    scores_1V = source_1V.to("cpu", copy=True)
+    there, one place after the other. The scores are written to."""
     errors = edit(scores_1V, [row]) if edits(row) else {}
     scores_V = scores_1V[0].numpy()
     best = int(scores_V.argmax())
@@ -176,5 +179,6 @@ def _reason(row: Row, source_V: torch.Tensor) -> str:
     return "the model's logits hold NaN or infinity, or nothing but minus infinity."
 
 
-def _on_host(logits_RV: torch.Tensor) -> bool:
+def on_host(logits_RV: torch.Tensor) -> bool:
+    """Do they lie in main memory?"""
     return logits_RV.device.type == "cpu"

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 
 from anyorder.cache.pool import Pool
+from anyorder.core.attention import Tree
 from anyorder.core.batch import KeyValuePool, PackedBatch, RaggedRows
-from anyorder.core.forward import Tree
 from anyorder.core.request import Request
 from anyorder.engine import roles, static_passes
 from anyorder.engine.static_passes import RECORDED_AT, StaticPasses

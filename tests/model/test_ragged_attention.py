@@ -20,8 +20,15 @@ import torch
 
 from anyorder.cache.int8_pool import Int8Pool
 from anyorder.cache.pool import Pool
+from anyorder.core.attention import (
+    CAUSAL,
+    Attention,
+    Bidirectional,
+    Blocks,
+    Groups,
+    Tree,
+)
 from anyorder.core.batch import AttentionGroup, PackedBatch, RaggedRows
-from anyorder.core.forward import CAUSAL, Attention, Bidirectional, Blocks, Groups, Tree
 from anyorder.model.backends import ragged, sdpa
 from anyorder.model.backends.sdpa import Pattern
 from anyorder.model.settings import settings

@@ -8,8 +8,8 @@ from collections.abc import Sequence as Seq
 import torch
 
 from anyorder.cache.store import PagedStore
+from anyorder.core.attention import Canvas, Causal
 from anyorder.core.batch import RaggedRows
-from anyorder.core.forward import Canvas, Causal
 from anyorder.engine.scheduler import Piece
 
 

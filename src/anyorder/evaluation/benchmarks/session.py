@@ -68,6 +68,8 @@ class Session:
         if num_rounds:
             plan = rounds.Plan(sides=known, works=works, vocabulary=vocabulary, copied=copied)
             rounds.measure(plan, results.figures, start, rounds=num_rounds, progress=self.progress)
+        if num_rounds and shapes:  # neighbours on a host may have left memory more meanwhile
+            self._limits(results, shapes)
 
     def _prepare(self, results: Results, sides: Seq[Side]) -> dict[str, list[str]]:
         """The commands that start the sides' workers."""

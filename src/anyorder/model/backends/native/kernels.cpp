@@ -82,7 +82,8 @@ void run_linear(const Matrix& matrix, const T* inputs, T* outputs, int64_t num_r
                 ON_LEVEL(quantize<T>(inputs + n * input_stride, 0, matrix.width, matrix.bits,
                                   quantized[n]));
             });
-        team.share(matrix.outputs, 64, [&](ptrdiff_t begin, ptrdiff_t end) {
+        const ptrdiff_t piece = matrix.outputs >= 4096 ? 256 : 64;
+        team.share(matrix.outputs, piece, [&](ptrdiff_t begin, ptrdiff_t end) {
             ON_LEVEL(product<T>(matrix, inputs, input_stride, quantized, num_rows, outputs,
                                 matrix.outputs, begin, end));
         });

@@ -107,7 +107,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("objective", {**MIXED, "parts": "next_token"}, r"parts must be a list of .* got 'next_token'"),
     ("objective", {**MIXED, "shares": [1]}, r"shares has 1 numbers for 2 parts"),
-    ("objective", {**MIXED, "shares": [1, 0]}, r"shares must be numbers above 0, got \[1, 0\]"),
+    ("objective", {**MIXED, "shares": [1, -1]}, r"numbers of at least 0, not .*got \[1, -1\]"),
     (
         "objective",
         {"name": "block_diffusion", "next_token": 1.0},

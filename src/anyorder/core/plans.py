@@ -47,6 +47,11 @@ class PlanTokens:
     digits: Mapping[int, str] = field(hash=False)
     """Tokens of nothing but digits and spaces, and their texts."""
 
+    @property
+    def tags(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.topic, self.topic_end, self.span, self.span_end, self.sync, self.pad
+
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:

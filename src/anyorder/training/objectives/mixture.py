@@ -5,10 +5,11 @@ as a canvas, with plans, ... (UL2, arXiv 2205.05131, mixes kinds of noise like t
 shared out as evenly as its size allows, and who gets the rows that are left over is drawn, so the
 mean is that of the parts, weighted by shares, whatever the size.
 
-What the parts need of network, tokenizer and data is needed of each of them; what they make of a
-network is joined, and refused where they contradict each other (blocks of different sizes). Data
-are the same for all: text with plans is read as plain text by parts that know no plans, tags
-included.
+Sequences with plans in them are for the parts that know plans, if there are any: to others tags
+would be words, which come in another order there than where plans are carried out. All others are
+for all parts. What the parts need of network and tokenizer is needed of each of them; what they
+make of a network is joined, and refused where they contradict each other (blocks of different
+sizes).
 
 The metric `nats` is over all; each part's own, over its own tokens, is named after it.
 
@@ -28,6 +29,7 @@ from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Part
+from anyorder.core.plans import TAGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,9 @@ class Mixture(Objective):
     parts: Annotated[
         tuple[Objective, ...], Part("training/objectives", several=True), "the ways to learn"
     ]
-    shares: Annotated[tuple[float, ...], "of the sequences, for each part; none: equal ones"] = ()
+    shares: Annotated[
+        tuple[float, ...], "of the sequences without plans, for each part; none: equal ones"
+    ] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +55,10 @@ class Mixture(Objective):
                 f"shares has {len(self.shares)} numbers for {len(self.parts)} parts; give one for "
                 "each, or none."
             )
-        if any(not 0 < share < math.inf for share in self.shares):
-            raise UserError(f"shares must be numbers above 0, got {list(self.shares)}.")
+        if any(not 0 <= share < math.inf for share in self.shares) or not any(self.shares or (1,)):
+            raise UserError(
+                f"shares must be numbers of at least 0, not all of them 0, got {list(self.shares)}."
+            )
 
     @property
     def needs_mask_token(self) -> bool:  # type: ignore[override]
@@ -121,16 +127,10 @@ class Mixture(Objective):
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """The sum of the parts' losses, each over its own sequences."""
-        shares = torch.tensor(self.shares or [1.0] * len(self.parts), dtype=torch.float64)
-        bounds = (shares / shares.sum()).cumsum(0)[:-1]
-        num_rows = len(batch.tokens_BT)
-        # Evenly spaced, with one draw for where they begin.
-        levels_B = (torch.arange(num_rows) + torch.rand((), generator=rng)) / num_rows
-        parts_B = torch.searchsorted(bounds, levels_B.double(), right=True)
-        order_B = torch.randperm(num_rows, generator=rng)
+        parts_B = self._parts(batch, model.abilities, rng)
         losses: list[tuple[str, Loss]] = []
         for number, part in enumerate(self.parts):
-            rows = order_B[parts_B == number].sort().values
+            rows = (parts_B == number).nonzero()[:, 0]
             if len(rows):
                 found = part.loss(model, _rows(batch, rows), rng)
                 losses.append((lookup.name_of(part), found))
@@ -144,6 +144,27 @@ class Mixture(Objective):
                 metrics[name] = metrics.get(name, 0.0) + nats * weight / found.weight
         total = torch.stack([found.total for _, found in losses]).sum()
         return Loss(total=total, weight=weight, metrics=metrics)
+
+    def _parts(
+        self, batch: TrainingBatch, abilities: Abilities, rng: torch.Generator
+    ) -> torch.Tensor:
+        """int64 [B]; which part each sequence is for."""
+        shares = torch.tensor(self.shares or [1.0] * len(self.parts), dtype=torch.float64)
+        knows = torch.tensor([set(TAGS) <= set(part.control_tokens) for part in self.parts])
+        planned_B = torch.zeros(len(batch.tokens_BT), dtype=torch.bool)
+        if abilities.plan_tokens is not None and knows.any():
+            tags = torch.tensor(abilities.plan_tokens.tags, device=batch.tokens_BT.device)
+            planned_B = torch.isin(batch.tokens_BT, tags).any(dim=1).cpu()
+        parts_B = torch.empty(len(planned_B), dtype=torch.int64)
+        planners = shares * knows if (shares * knows).any() else knows.double()
+        for rows_B, own in ((planned_B, planners), (~planned_B, shares)):
+            count = int(rows_B.sum())
+            # Evenly spaced, with one draw for where they begin, in random order.
+            levels = (torch.arange(count) + torch.rand((), generator=rng)) / max(count, 1)
+            bounds = (own / own.sum()).cumsum(0)[:-1]
+            found = torch.searchsorted(bounds, levels.double(), right=True)
+            parts_B[rows_B] = found[torch.randperm(count, generator=rng)]
+        return parts_B
 
 
 def _rows(batch: TrainingBatch, rows: torch.Tensor) -> TrainingBatch:

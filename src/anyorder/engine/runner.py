@@ -139,18 +139,21 @@ def _reads_logits(question: Question) -> bool:
 
 def decide(jobs: Iterable[Job]) -> None:
     """Answer contrasted rows and draft checks, which take several rows of logits each."""
-    undecided = [job for job in jobs if not job.is_twin and job.verdict is None]
+    undecided = [job for job in jobs if job.held and not job.is_twin and job.verdict is None]
+    if not undecided:
+        return
     contrast(undecided)
     check_drafts(
         [job for job in undecided if job.request.outputs.accepted is not None and _all_held(job)]
     )
 
 
-def settle(jobs: Iterable[Job], roles: Mapping[str, Role]) -> None:
+def settle(jobs: Seq[Job], roles: Mapping[str, Role]) -> None:
     """Answer what takes several rows: contrasted ones, draft checks, prediction heads, links."""
-    undecided = [job for job in jobs if not job.is_twin]
-    decide(undecided)
-    for job in undecided:
+    decide(jobs)
+    for job in jobs:
+        if job.is_twin:
+            continue
         outputs = job.request.outputs
         if outputs.heads and job.is_complete and not job.heads:
             rows = job.request.output_rows if job.verdict is None else (job.verdict.last,)

@@ -31,7 +31,9 @@ WIDEST = 256
 SPLIT = 512
 """Keys that are summed by themselves, before the sums are added in order."""
 KEYS = 64
-"""Keys at a time; half as many where heads are wide."""
+"""Keys at a time, of `KEY_BYTES` each or less; fewer of larger ones, down to 16: they are held in a
+GPU's small shared memory."""
+KEY_BYTES = 256
 SMALL, LARGE = 16, 64
 """Rows of the matrices that are multiplied: queries times the heads that share a key head."""
 MOST_SPREAD_ROWS = 64
@@ -58,6 +60,14 @@ def attend(
     queries_NHD: torch.Tensor, batch: PackedBatch, pool: KeyValuePool, layer: int, pattern: Pattern
 ) -> torch.Tensor:
     """What all tokens read from the pool, which holds their own keys and values too; [N, H * D]."""
+    # Triton launches on the current one.
+    with torch.cuda.device_of(queries_NHD):  # type: ignore[no-untyped-call]
+        return _attend(queries_NHD, batch, pool, layer, pattern)
+
+
+def _attend(
+    queries_NHD: torch.Tensor, batch: PackedBatch, pool: KeyValuePool, layer: int, pattern: Pattern
+) -> torch.Tensor:
     from anyorder.model.backends import ragged_kernels
 
     rows, slots_N = batch.ragged, batch.slots_N
@@ -68,6 +78,7 @@ def attend(
     _, page_size, num_kv_heads, _ = keys.shape
     if queries_NHD.stride()[1:] != (width, 1):
         queries_NHD = queries_NHD.contiguous()
+    padded_width = max(16, _power_of_two(width))
     sharing = _power_of_two(num_heads // num_kv_heads)
     height = SMALL if rows.most_rows * sharing <= SMALL else LARGE
     num_queries = max(1, height // sharing)
@@ -109,9 +120,9 @@ def attend(
         KEY_HEADS=num_kv_heads,
         SHARING=sharing,
         WIDTH=width,
-        PADDED_WIDTH=max(16, _power_of_two(width)),
+        PADDED_WIDTH=padded_width,
         QUERIES=num_queries,
-        KEYS=KEYS if width <= 128 else KEYS // 2,
+        KEYS=max(16, KEYS * KEY_BYTES // max(KEY_BYTES, padded_width * queries_NHD.itemsize)),
         SPLIT=SPLIT,
         IS_SPREAD=is_spread,
         HAS_WINDOW=pattern.window is not None,

@@ -428,6 +428,26 @@ def test_a_tree_that_outgrows_the_pool_is_refused(folder: Path, target: LoadedMo
         engine.submit(deeper)
 
 
+def test_a_block_that_outgrows_the_drafter_s_pool_is_refused(
+    folder: Path, target: LoadedModel
+) -> None:
+    """A block is run whole, however few of its tokens are wanted."""
+    engine = engine_with(folder, target, "block_drafter", cache_tokens=32)
+    size = engine.roles["draft"].abilities.block_size
+    options = {"drafter": "block_drafter", "length": 1}
+    request = Request(
+        prompt=ids(0, 24 - size),
+        method="speculative",
+        max_new_tokens=8,
+        options=options,
+        ignore_end=True,
+    )
+    assert len(engine.generate(request).tokens) == 8
+    longer = dataclasses.replace(request, prompt=ids(0, 25 - size))
+    with pytest.raises(PoolTooSmall, match="33 positions of the draft model's cache"):
+        engine.submit(longer)
+
+
 @pytest.mark.parametrize("name", ["eagle", "block_drafter"])
 def test_beyond_its_context_it_drafts_nothing(folder: Path, target: LoadedModel, name: str) -> None:
     loaded = load_draft(folder / name, target)["draft"]

@@ -181,6 +181,10 @@ def test_what_can_never_fit_the_pool_is_refused() -> None:
     engine = tiny_engine(cache_tokens=64)
     with pytest.raises(PoolTooSmall, match="64 positions"):
         engine.generate(Request(prompt=ids(0, 60), max_new_tokens=10))
+    long = Request(prompt=[1, 2], max_new_tokens=8, guidance_scale=2.0, negative_prompt=ids(0, 57))
+    with pytest.raises(PoolTooSmall, match=r"negative prompt of 57 .* target model's cache of 64"):
+        engine.submit(long)
+    engine.abort(engine.submit(dataclasses.replace(long, negative_prompt=ids(0, 56))))
     # Eight beams over a long prompt fit only while they share it; here they soon do not.
     wide = Request(prompt=ids(0, 20), method="beam_search", max_new_tokens=40, options={"width": 8})
     handle = engine.submit(wide)

@@ -52,7 +52,7 @@ def draws(text: list[int], *, count: int, seed: int = 0, choice: int = 0) -> np.
     with torch.no_grad():
         hidden_NW = network().hidden_patches(patches_NK, batch)
         key = (seed, choice, zlib.crc32(b"target"), len(patches_NK))
-        noise = uniforms(count * network().noise_width, *key).reshape(1, count, -1) - 0.5
+        noise = uniforms(count * network().noise_width, [key]).reshape(1, count, -1) - 0.5
         vectors_MSL = network().draw(hidden_NW[-1:], torch.from_numpy(noise))
         return network().tokens(vectors_MSL[0]).numpy()
 

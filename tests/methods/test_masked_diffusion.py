@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -275,6 +276,58 @@ def test_what_lies_behind_an_end_token_is_not_filled() -> None:
     assert generate(**bias, ignore_end=True).tokens == [END] * 12
 
 
+def without_ends_first(
+    ends: frozenset[int], num_places: int, *, steps: int, window: int, level: float | None
+) -> tuple[list[int], list[int]]:
+    """LLaDA's loop where end tokens have a confidence of minus infinity, up to the end of the text:
+    tokens, and the step of each. With a level, all others above it are taken."""
+    text: list[int | None] = [None] * num_places
+    when = [0] * num_places
+    number = 0
+    for first in range(0, num_places, window):
+        for step in range(steps):
+            over = [place for place in range(num_places) if text[place] in ends]
+            stop = min([first + window, *over])
+            open_places = [place for place in range(first, stop) if text[place] is None]
+            if not open_places or (over and min(over) < first):
+                break
+            number += 1
+            line = [5, 6, 7, *(MASKS if token is None else token for token in text)]
+            found = two_way_logprobs(line)[3:].max(-1)
+            values, tokens = found.values.tolist(), found.indices.tolist()
+            order = sorted(open_places, key=lambda place: -values[place])
+            order.sort(key=lambda place: tokens[place] in ends)  # minus infinity
+            count = -(-len(open_places) // (steps - step))
+            if level is not None:
+                sure = [
+                    place
+                    for place in order
+                    if tokens[place] not in ends and values[place] > math.log(level)
+                ]
+                count = max(count, len(sure))
+            for place in order[:count]:
+                text[place], when[place] = tokens[place], number
+    length = next((n for n, token in enumerate(text, 1) if token in ends), num_places)
+    return [token for token in text[:length] if token is not None], when[:length]
+
+
+@pytest.mark.parametrize("level", [None, 0.06])
+@pytest.mark.parametrize(("steps", "window"), [(12, 12), (5, 12), (3, 4), (1, 6)])
+def test_end_tokens_are_placed_last(steps: int, window: int, level: float | None) -> None:
+    options: dict[str, object] = {"steps": steps, "window": window}
+    if level is not None:
+        options["commit"] = {"name": "threshold", "level": level}
+    plain = generate(options, max_new_tokens=12).tokens
+    differs = 0
+    for ends in (plain[1:3], plain[4:6], plain[:4], plain):
+        fields: dict[str, Any] = {"max_new_tokens": 12, "stop_tokens": sorted(set(ends))}
+        completion = generate({**options, "ends": "last"}, **fields)
+        want = without_ends_first(frozenset(ends), 12, steps=steps, window=window, level=level)
+        assert (completion.tokens, [entry.step for entry in completion.trace]) == want
+        differs += completion.tokens != generate(options, **fields).tokens
+    assert differs or steps == 1
+
+
 def test_edits_replace_what_the_network_would_write_now() -> None:
     options: dict[str, object] = {"steps": 2, "revise": {"name": "edit", "level": 0.0}}
     completion = generate(options, max_new_tokens=6, history=True)
@@ -312,6 +365,7 @@ def test_exactness_is_told() -> None:
         {"commit": "random", "steps": 3},
         {"commit": "ancestral", "steps": 3},
         {"commit": "random", "steps": 3, "revise": "cap"},
+        {"commit": "random", "ends": "last"},
     ]
     for options in exact + other:
         assert generate(options, max_new_tokens=3).report.exact == (options in exact)

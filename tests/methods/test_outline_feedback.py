@@ -25,6 +25,7 @@ from anyorder.core.batch import dense_batch
 from anyorder.core.errors import PoolTooSmall, UnsupportedMethod, UserError
 from anyorder.core.request import Completion, Request
 from anyorder.engine.engine import Engine
+from anyorder.engine.roles import open_role
 from anyorder.model.loaded import LoadedModel
 from anyorder.model.transformer import Transformer
 
@@ -325,6 +326,30 @@ def test_what_is_admitted_fits(options: dict[str, object], depth: int) -> None:
     least = -(-(64 + more) // 16) * 16
     found = contract_engine(ends=False, cache_tokens=least).generate(wanted)
     assert found.tokens == roomy.tokens and found.report.notes == roomy.report.notes
+
+
+def test_a_judge_whose_own_cache_is_too_small_is_refused_at_once() -> None:
+    engine = contract_engine(ends=False)
+    role = engine.roles["draft"]
+
+    def resize(num_tokens: int) -> None:
+        engine.roles["draft"] = open_role(
+            "draft", role.network, role.abilities, num_cache_tokens=num_tokens
+        )
+
+    wanted = request(47, {"rounds": 1, "judge": "draft"}, max_new_tokens=60)
+    resize(128)
+    with pytest.raises(PoolTooSmall, match=r"up to (\d+) positions of the draft model's") as caught:
+        engine.submit(wanted)
+    (most,) = map(int, re.findall(r"up to (\d+)", str(caught.value)))
+    # Without a judge of its own it needs none of that, and so much is enough.
+    engine.submit(request(47, {"rounds": 1}, max_new_tokens=60))
+    engine.submit(request(47, {"rounds": 0, "judge": "draft"}, max_new_tokens=60))
+    resize(most)
+    engine.submit(wanted)
+    resize(most - 16)
+    with pytest.raises(PoolTooSmall):
+        engine.submit(wanted)
 
 
 @pytest.mark.parametrize("judge", ["target", "draft"])

@@ -18,6 +18,7 @@ import anyorder
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UserError
 from anyorder.model.checkpoint import open_folder
+from anyorder.model.loaded import load
 from anyorder.model.loading import load_network
 from anyorder.model.transformer import Transformer
 from anyorder.training.adapters import adapt, adapted, merged, save_adapter
@@ -191,6 +192,12 @@ def test_a_run_trains_keeps_and_resumes_adapters_alone(
         }
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(base) and config["use_dora"]
+    ids = random_ids(1, 9) % 50
+    found, plain = (load(path, dtype="float32", device="cpu").network for path in (folder, base))
+    logits, before_it = (
+        each.logits(each.hidden(dense_batch(ids), None)) for each in (found, plain)
+    )
+    assert not torch.allclose(logits, before_it, atol=1e-4)
 
 
 def test_adapters_need_a_model_to_fine_tune(tmp_path: Path) -> None:

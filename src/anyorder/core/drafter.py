@@ -104,6 +104,13 @@ class Drafter:
         for a draft that is `limit` deep."""
         return self.num_tokens(limit)
 
+    def cached_elsewhere(
+        self, num_tokens: int, limit: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        """By role, most tokens that models other than the target cache at once for a text of so
+        many tokens and a draft that is `limit` deep."""
+        return {}
+
     def seconds(self, context: Context, limit: int) -> float:
         """What drafting so deep takes, by measured passes; infinite where that is impossible."""
         return 0.0

@@ -393,6 +393,12 @@ class Method:
         """Most tokens it keeps cached at once for prompt and text of so many tokens together."""
         return num_tokens + self.num_scratch_tokens
 
+    def cached_elsewhere(
+        self, num_tokens: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        """The same of other models' caches, by role."""
+        return {}
+
     @classmethod
     def require(cls, name: str, abilities: Abilities, roles: Seq[str], usable: Seq[str]) -> None:
         """Raise UnsupportedMethod, naming the methods this model does support."""

@@ -42,6 +42,12 @@ class BlockDrafter(Drafter):
     def wants(self, models: Mapping[str, Abilities]) -> Outputs:
         return Outputs(token=False, logprob=False, features=models["draft"].features)
 
+    def cached_elsewhere(
+        self, num_tokens: int, limit: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        draft = models["draft"]
+        return {"draft": min(num_tokens + draft.block_size, draft.context_length)}
+
     def seconds(self, context: Context, limit: int) -> float:
         return context.pass_seconds(context.models["draft"].block_size, "draft") or 0.0
 

@@ -77,6 +77,13 @@ class DraftModel(Drafter):
             count += level
         return count
 
+    def cached_elsewhere(
+        self, num_tokens: int, limit: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        if num_tokens > models["draft"].context_length:
+            return {}
+        return {"draft": num_tokens + self.num_scratch_tokens(limit)}
+
     def seconds(self, context: Context, limit: int) -> float:
         if len(context.prompt) + context.max_new_tokens > context.models["draft"].context_length:
             return inf

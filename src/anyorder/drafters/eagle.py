@@ -61,6 +61,12 @@ class Eagle(Drafter):
     def num_scratch_tokens(self, limit: int) -> int:
         return max(self.num_tokens(limit), self.top * (limit - 1))
 
+    def cached_elsewhere(
+        self, num_tokens: int, limit: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        num_read = min(num_tokens, models["draft"].context_length)
+        return {"draft": num_read + self.num_scratch_tokens(limit)}
+
     def seconds(self, context: Context, limit: int) -> float:
         levels = [2, *(self.top * level for level in range(1, limit))]
         return sum(context.pass_seconds(size, "draft") or 0.0 for size in levels)

@@ -84,6 +84,7 @@ class Admission:
                 negative, negative_source = prompt, negative
             elif source:
                 negative = prompt
+            self._check_negative(request, negative, max_new_tokens)
         self._check_ids("stop_tokens", request.stop_tokens)
         self._check_ids("logit_bias", list(request.logit_bias))
         if request.stop:
@@ -330,7 +331,27 @@ class Admission:
                 f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted}{scratch} need "
                 f"more than the cache of {pool} positions; raise cache_tokens or ask for less."
             )
+        for name, count in method.cached_elsewhere(num_tokens, self._models).items():
+            count += 2 * (self._roles[name].store.page_size - 1) * method.num_branches
+            pool = self._roles[name].num_cache_tokens
+            if count > pool:
+                raise PoolTooSmall(
+                    f"a prompt of {len(prompt)} tokens and max_new_tokens of {wanted} need up to "
+                    f"{count} positions of the {name} model's cache too, and it has "
+                    f"{pool}; raise cache_tokens or ask for less."
+                )
         return wanted
+
+    def _check_negative(self, request: Request, negative: list[int], num_new: int) -> None:
+        """Does the text behind another prompt fit by itself where it is run?"""
+        role = request.contrast_role or "target"
+        pool = self._roles[role].num_cache_tokens
+        if len(negative) + num_new > pool:
+            raise PoolTooSmall(
+                f"a negative prompt of {len(negative)} tokens and max_new_tokens of {num_new} need "
+                f"more than the {role} model's cache of {pool} positions; raise cache_tokens or "
+                "ask for less."
+            )
 
     def _banned(self, words: Seq[str]) -> tuple[tuple[int, ...], ...]:
         if not words:

@@ -17,9 +17,11 @@ computed before the window, or all but the window (prefix and dual cache, Fast-d
 Networks with a token shift tell a place by the token before it, as autoregressive ones do.
 
 Published samplers are options. LLaDA's are the defaults, with its blocks as `window` (confidence
-after guidance is `judge=processed`). Dream's are `schedule=late` and `judge=processed` with
-`commit=entropy`, `confidence` (its maskgit_plus), `margin` (topk_margin) or `ancestral` (origin).
-What a checkpoint's authors recommend is the default on it: entropy and processed on Dream's.
+after guidance is `judge=processed`). Of its switches against texts that end too soon,
+confidence_eos_eot_inf is `ends=last`, as it is meant, and logits_eos_inf is a `min_new_tokens` of
+`max_new_tokens`. Dream's are `schedule=late` and `judge=processed` with `commit=entropy`,
+`confidence` (its maskgit_plus), `margin` (topk_margin) or `ancestral` (origin). What a checkpoint's
+authors recommend is the default on it: entropy and processed on Dream's.
 """
 
 from __future__ import annotations

@@ -109,6 +109,15 @@ class Outline(Method):
         num_parts: int = sum(self.points**level for level in range(1, self.depth + 1))
         return max(num_parts, 2 * self._most_rewrites)
 
+    def cached_elsewhere(
+        self, num_tokens: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        """A judge of its own reads the text, and parts beside it."""
+        reads = self.rounds and self.judge != "target"
+        if not reads or num_tokens > models[self.judge].context_length:
+            return {}
+        return {self.judge: num_tokens + self.num_scratch_tokens}
+
     @property
     def _feedback(self) -> Feedback:
         return Feedback(

@@ -74,6 +74,11 @@ class Speculative(Method):
     def num_scratch_tokens(self) -> int:
         return self.drafter.num_scratch_tokens(self.length)
 
+    def cached_elsewhere(
+        self, num_tokens: int, models: Mapping[str, Abilities]
+    ) -> Mapping[str, int]:
+        return self.drafter.cached_elsewhere(num_tokens, self.length, models)
+
     def decode(self, context: Context) -> Decoding:
         text, top = list(context.prompt), context.request.logprobs
         wants = dataclasses.replace(self.drafter.wants(context.models), top=top)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyorder.core.batch import Network
-from anyorder.core.errors import UserError
+from anyorder.core.errors import CheckpointError, UserError
 from anyorder.core.garbage import uncollected
 from anyorder.core.method import Abilities
 from anyorder.model import calm, catalog
@@ -21,6 +21,7 @@ from anyorder.model.drafters.loading import drafter_loader
 from anyorder.model.drafters.medusa import NetworkWithHeads
 from anyorder.model.gguf import GGUFFile
 from anyorder.model.loading import load_network
+from anyorder.model.lora import Adapter, add, open_adapter
 from anyorder.model.recorded import recorded
 from anyorder.model.safetensors_folder import read_json
 from anyorder.model.settings import settings
@@ -55,7 +56,8 @@ def load(
     quantize: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a catalog name, a folder of safetensors, a .gguf file or a hub id.
+    """Load a catalog name, a folder of safetensors, a .gguf file or a hub id. A folder of LoRA's
+    additions is loaded as the model they were trained for, with them added.
 
     `device` is the first GPU, or else the CPU; `dtype` bfloat16 on a GPU and float32 on a CPU.
     `quantize` (int8 or int4, on a CPU) holds the weights of linear layers in so many bits; the rest
@@ -73,6 +75,11 @@ def load(
         dtype = _DTYPES[dtype]
     bits = _bits(quantize, device)
     found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
+    name, adapter = found.name, None
+    if found.kind == "folder":
+        adapter = open_adapter(found.path)
+    if adapter is not None:
+        found = _base_of(adapter, progress)
     config: ModelConfig
     tensors: TensorSource
     if found.kind == "gguf":
@@ -82,10 +89,12 @@ def load(
     else:
         tokenizer = Tokenizer.from_folder(found.path)
         if read_json(found.path / "config.json").get("model_type") == calm.MODEL_TYPE:
-            if bits is not None:
+            if bits is not None or adapter is not None:
+                what, hint = ("quantised", "leave quantize out")
+                if adapter is not None:
+                    what, hint = ("added to by an adapter", f"load {found.name} by itself")
                 raise UserError(
-                    f"{found.name} is a CALM model, whose weights cannot be quantised; leave "
-                    "quantize out."
+                    f"{found.name} is a CALM model, whose weights cannot be {what}; {hint}."
                 )
             drawing = calm.load_calm(found.path, dtype=dtype, device=device)
             abilities = calm.calm_abilities(found.name, drawing, tokenizer)
@@ -96,13 +105,35 @@ def load(
         tensors,
         dtype=dtype,
         device=device,
-        bits=bits,
+        bits=bits if adapter is None else None,
         progress=_stage(progress, "loading"),
     )
-    abilities = abilities_of(found.name, config, tokenizer)
+    if adapter is not None:
+        add(adapter, network)
+        if bits is not None:
+            network.quantize(bits)
+        if (adapter.folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_folder(adapter.folder)
+    abilities = abilities_of(name, config, tokenizer)
     if found.kind == "folder":
         abilities = recorded(found.path, abilities)
     return LoadedModel(network=network, abilities=abilities, tokenizer=tokenizer)
+
+
+def _base_of(adapter: Adapter, progress: Progress | None) -> catalog.ResolvedModel:
+    """The model that an adapter adds to."""
+    try:
+        found = catalog.resolve(adapter.base, progress=_stage(progress, "downloading"))
+    except UserError as error:
+        raise CheckpointError(
+            f"{adapter.folder} adds to the model {adapter.base!r}, which cannot be had: {error}"
+        ) from None
+    if found.kind == "folder" and open_adapter(found.path) is not None:
+        raise CheckpointError(
+            f"{adapter.folder} adds to {adapter.base}, which is an adapter itself; merge that into "
+            "its model first."
+        )
+    return found
 
 
 def _bits(quantize: str | None, device: torch.device) -> Bits | None:

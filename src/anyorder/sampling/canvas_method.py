@@ -12,7 +12,7 @@ from anyorder.core.errors import InvalidRequest
 from anyorder.core.method import Context, Method, Needs
 from anyorder.core.options import Part, Range
 from anyorder.core.request import Request
-from anyorder.sampling.denoising import Plan, check_plan
+from anyorder.sampling.denoising import EndOrder, Plan, check_plan
 from anyorder.sampling.revision import Revision
 from anyorder.sampling.revision.keep import Keep
 from anyorder.sampling.unmasking import Commit, Schedule
@@ -52,6 +52,10 @@ class CanvasMethod(Method):
         Literal["model", "processed"],
         "policies look at the model's own distribution, or at it after guidance, temperature, ...",
     ] = "model"
+    ends: Annotated[
+        EndOrder,
+        "end tokens are placed like others, or last: where a step has nothing else left to place",
+    ] = "any"
     cache: Annotated[
         WindowCache,
         "what a window's passes but the first do not run again: nothing, what is before it, or all "
@@ -83,6 +87,7 @@ class CanvasMethod(Method):
             schedule=self.schedule,
             steps=self.steps,
             processed=self.judge == "processed",
+            ends=self.ends,
         )
 
     @property

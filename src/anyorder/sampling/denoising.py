@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Literal
 
 from anyorder.core import lookup
 from anyorder.core.errors import InvalidRequest
@@ -27,6 +28,8 @@ from anyorder.core.method import Context
 from anyorder.sampling.revision import Revision
 from anyorder.sampling.unmasking import Candidate, Commit, Schedule, Step
 
+EndOrder = Literal["any", "last"]
+"""When end tokens are placed: like others, or where a step has nothing else left to place."""
 Passes = Generator[list[ForwardRequest], list[ForwardResult], list[Candidate]]
 Ask = Callable[[list[int], Outputs, str | None], Passes]
 """Run a pass that tells these places, with these outputs and this stream of random numbers."""
@@ -65,11 +68,13 @@ class Plan:
     """None: as few as the commit policy needs when one place a step is due."""
     processed: bool = False
     """Do policies look at the processed distribution?"""
+    ends: EndOrder = "any"
 
     @property
     def is_exact(self) -> bool:
         """Does it draw from the model's own distribution, by the chain rule in some order?"""
-        return self.commit.blind and self.steps is None and not self.revise.revises
+        looks = self.ends != "any" or not self.commit.blind
+        return not looks and self.steps is None and not self.revise.revises
 
     def outputs(self, top: int) -> Outputs:
         """What the policies read."""
@@ -206,7 +211,7 @@ class Denoising:
             changed = self._reopen(filled, step, number)
             taken = self._edits(filled, answers)
             rolled = [self._roll("commit", number, answers[place]) for place in open_places]
-            taken += [rolled[index] for index in plan.commit.choose(rolled, step)]
+            taken += self._choose(rolled, step)
             changed |= self._place(taken)
             if changed or ahead:
                 answers = {}
@@ -233,6 +238,20 @@ class Denoising:
         """The candidate with a random number of its own."""
         chance = self._context.chance(name, number, candidate.place)
         return dataclasses.replace(candidate, chance=chance)
+
+    def _choose(self, candidates: list[Candidate], step: Step) -> list[Candidate]:
+        """What the policy takes; with end tokens last, of them only what is due besides, where it
+        took all others."""
+        commit = self._plan.commit
+        if self._plan.ends == "any":
+            return [candidates[index] for index in commit.choose(candidates, step)]
+        ends = [candidate for candidate in candidates if self._ends(candidate.token)]
+        others = [candidate for candidate in candidates if not self._ends(candidate.token)]
+        taken = [others[index] for index in commit.choose(others, step)]
+        if len(taken) == len(others) and step.due > len(taken):
+            rest = dataclasses.replace(step, due=step.due - len(taken))
+            taken += [ends[index] for index in commit.choose(ends, rest)][: rest.due]
+        return taken
 
     def _reopen(self, filled: list[int], step: Step, number: int) -> bool:
         """Take back what the policy wants back; did it want anything?"""

@@ -80,6 +80,7 @@ def test_one_checkpoint_writes_in_every_mode(tmp_path: Path, origin: Path) -> No
     abilities = loaded.abilities
     assert abilities.attention == {"causal", "bidirectional"}
     assert (abilities.block_size, abilities.clean_text) == (4, "causal")
+    assert abilities.whole_canvas
     assert abilities.mask_token is not None and abilities.plan_tokens is not None
     engine = anyorder.Engine(folder, dtype="float32", cache_tokens=4096)
     prompt = engine.tokenizer.encode("It is a truth")
@@ -89,6 +90,7 @@ def test_one_checkpoint_writes_in_every_mode(tmp_path: Path, origin: Path) -> No
     found = [handle.result() for handle in handles]
     assert [len(completion.tokens) for completion in found] == [9] * len(MODES)
     assert found[-1].tokens == found[0].tokens
+    assert not any("trained on blocks" in note for one in found for note in one.report.notes)
     for mode, completion in zip(MODES, found, strict=True):
         assert engine.generate(anyorder.Request(**fields, **mode)).tokens == completion.tokens
 

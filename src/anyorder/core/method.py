@@ -82,6 +82,8 @@ class Abilities:
     clean_text: AttentionKind = "bidirectional"
     """How tokens of clean blocks saw each other where a network learnt to denoise behind them: both
     ways within a block, or from left to right, as where it writes token by token."""
+    whole_canvas: bool = False
+    """Of networks that denoise in blocks: did they learn to denoise a text as a whole, too?"""
     canvas_length: int = 0
     """Tokens of a noisy canvas, of networks that read text causally and see a canvas behind it
     both ways; 0: text and canvas see each other."""

@@ -56,7 +56,7 @@ class MaskedDiffusion(CanvasMethod):
 
     def decode(self, context: Context) -> Decoding:
         text = list(context.canvas or [None] * context.max_new_tokens)
-        if context.abilities.block_size:
+        if context.abilities.block_size and not context.abilities.whole_canvas:
             context.note(
                 f"{context.abilities.name} was trained on blocks of "
                 f"{context.abilities.block_size} tokens, which masked_diffusion does not respect."

@@ -26,6 +26,7 @@ def record(fields: Mapping[str, Any], abilities: Abilities) -> dict[str, Any]:
         "mask_token": abilities.mask_token,
         "block_size": abilities.block_size,
         "clean_text": abilities.clean_text,
+        "whole_canvas": abilities.whole_canvas,
         "token_shift": abilities.token_shift,
     }
     return {**fields, _KEY: trained}
@@ -63,5 +64,6 @@ def recorded(folder: Path, abilities: Abilities) -> Abilities:
         mask_token=mask_token,
         block_size=fields.integer("block_size", 0),
         clean_text=clean_text,
+        whole_canvas=fields.flag("whole_canvas", False),
         token_shift=fields.flag("token_shift", False),
     )

@@ -13,13 +13,13 @@ Shape suffixes: B sequences, T tokens each, M masked tokens, W width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
 
 from anyorder.core.batch import dense_batch
-from anyorder.core.method import AttentionKind
+from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
@@ -36,6 +36,10 @@ class MaskedDiffusion(Objective):
 
     schedule: Annotated[Schedule, "how often each share of masks is drawn"] = "linear"
     min_noise: Annotated[float, Range(0.0, 1.0), "smallest share of masks drawn"] = 1e-3
+
+    def trained(self, abilities: Abilities) -> Abilities:
+        """It denoises a text as a whole."""
+        return replace(super().trained(abilities), whole_canvas=True)
 
     def loss(self, model: TrainableModel, batch: TrainingBatch, rng: torch.Generator) -> Loss:
         """Over weight, an estimate of the bound in nats per target token, masked or not."""

@@ -63,6 +63,9 @@ Each method was tried with each feature on tiny networks whose answer is known, 
 was checked: a *yes* means that the feature did what it says, not that it was accepted. *no* means
 that the request is refused before anything runs, by the error below; nothing is ignored silently. A
 dash means that there is nothing to refuse: the method has no such thing to tell, share or stream.
+
+Low-rank additions (LoRA, DoRA) are merged into a model when it is loaded, so every method runs on
+them.
 """
 
 

@@ -12,16 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.model.checkpoints import random_ids, reference, save
+from tests.model.test_checkpoint_gguf import CASES, write
 from tests.training.runs import byte_tokenizer
 
 from anyorder import Engine
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import CheckpointError
 from anyorder.core.request import Request
+from anyorder.model.checkpoint import open_gguf
+from anyorder.model.gguf import GGUFFile
 from anyorder.model.loaded import load
+from anyorder.model.loading import load_network
+from anyorder.model.lora import add, open_adapter
 from anyorder.model.transformer import Transformer
 
 TARGETS = {
+    "llama": ["q_proj", "k_proj", "up_proj"],
     "llama-biased": ["q_proj", "v_proj", "o_proj", "down_proj", "gate_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "gpt_neox": ["query_key_value", "dense", "dense_4h_to_h"],
@@ -90,6 +96,25 @@ def test_computes_what_peft_does(tmp_path: Path, case: str, changes: dict[str, A
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_adds_to_a_gguf_file_whose_rows_lie_otherwise(tmp_path: Path) -> None:
+    theirs = adapted(tmp_path, "llama", use_dora=True)
+    plain = checkpoint("llama")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    path = write(tmp_path / "base.gguf", CASES["llama"][0], plain, tensors)
+    with GGUFFile(path) as file:
+        config, source = open_gguf(file)
+        network = load_network(config, source, dtype=torch.float32)
+    adapter = open_adapter(tmp_path / "adapter")
+    assert adapter is not None and open_adapter(tmp_path / "base") is None
+    add(adapter, network)
+    ids = random_ids(2, 11)
+    with torch.no_grad():
+        logits = theirs(ids).logits
+        ours = network.logits(network.hidden(dense_batch(ids))).view_as(logits)
+    torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_is_a_model_like_any_other(tmp_path: Path) -> None:
     theirs = adapted(tmp_path, "llama-biased")
     whole = save(theirs.merge_and_unload(), tmp_path / "merged")
@@ -104,6 +129,8 @@ def test_is_a_model_like_any_other(tmp_path: Path) -> None:
             for folder in (tmp_path / "adapter", whole)
         )
         assert found.tokens == want.tokens
+    draft = Engine(str(whole), draft=str(tmp_path / "adapter"), dtype="float32", device="cpu")
+    assert draft.roles["draft"].abilities.name == "adapter"
     engine = Engine(str(tmp_path / "adapter"), dtype="float32", device="cpu", quantize="int8")
     assert engine.generate(Request(prompt="ab", max_new_tokens=3, ignore_end=True)).tokens
 

@@ -206,7 +206,8 @@ def load_draft(
     place and share its embedding. What it drafts by is the default of methods that draft.
     """
     found = catalog.resolve(str(source), progress=_stage(progress, "downloading"))
-    loader = drafter_loader(found.path) if found.kind == "folder" else None
+    is_model = found.kind == "gguf" or open_adapter(found.path) is not None
+    loader = None if is_model else drafter_loader(found.path)
     if loader is None:
         loaded = load(source, dtype=dtype, device=device, quantize=quantize, progress=progress)
         decoding = {"speculative": {"drafter": "draft_model"}}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.cli.checkpoint import save_checkpoint
 
+from anyorder.core.errors import CheckpointError
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
 from anyorder.evaluation.benchmarks import methods
@@ -73,3 +74,16 @@ def test_a_method_that_refuses_is_left_out_and_why(folder: str) -> None:
 
     found = measure(["autoregressive", "beam_search"], [folder], Refusing, rounds=1)
     assert list(found.alone) == ["autoregressive"] and "got -1" in found.left_out["beam_search"]
+
+
+def test_a_further_model_that_writes_no_text_is_passed_over(folder: str) -> None:
+    def open_model(name: str) -> Engine:
+        if name == "drafter":
+            raise CheckpointError("drafter has no tokenizer")
+        return Engine(folder)
+
+    found = measure(["autoregressive", "gibbs"], [folder, "drafter"], open_model, rounds=1)
+    assert list(found.alone) == ["autoregressive"]
+    assert found.left_out == {"gibbs": "none of the models at hand can do it"}
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        measure(["autoregressive"], ["drafter", folder], open_model, rounds=1)

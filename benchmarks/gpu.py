@@ -31,6 +31,7 @@ from anyorder.cache.pool import Pool
 from anyorder.core.batch import AttentionGroup, PackedBatch, RaggedRows, dense_batch
 from anyorder.core.request import Request
 from anyorder.engine.engine import Engine
+from anyorder.evaluation.benchmarks.large import Shape
 from anyorder.model.backends import ragged, sdpa
 from anyorder.model.checkpoint import open_folder
 from anyorder.model.loaded import LoadedModel, abilities_of
@@ -42,15 +43,9 @@ PAGE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of a decoder of llama's kind, and of the work."""
+class Case(Shape):
+    """Sizes of a decoder, and of the work."""
 
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    mlp_width: int
-    vocabulary: int
     prompt: int = 128
     new: int = 128
     streams: int = 64
@@ -58,7 +53,8 @@ class Shape:
     block: int = 32
 
 
-LLAMA_3_8B = Shape(
+LLAMA_3_8B = Case(
+    name="llama-3-8b",
     width=4096,
     num_layers=32,
     num_heads=32,
@@ -66,7 +62,7 @@ LLAMA_3_8B = Shape(
     mlp_width=14336,
     vocabulary=128256,
 )
-LLADA_8B = replace(LLAMA_3_8B, num_kv_heads=32, mlp_width=12288, vocabulary=126464)
+LLADA_8B = replace(LLAMA_3_8B, name="llada-8b", num_kv_heads=32, mlp_width=12288, vocabulary=126464)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +73,7 @@ class Sides:
     peer: Any
 
 
-def open_sides(shape: Shape, device: torch.device, dtype: torch.dtype) -> Sides:
+def open_sides(shape: Case, device: torch.device, dtype: torch.dtype) -> Sides:
     """A random model of transformers, and what anyorder loads from its files."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -145,14 +141,14 @@ def bandwidth(device: torch.device, num_bytes: int) -> float:
     return 2 * num_bytes / min(seconds)
 
 
-def prompts(shape: Shape, num: int) -> list[list[int]]:
+def prompts(shape: Case, num: int) -> list[list[int]]:
     """Random ids."""
     generator = torch.Generator().manual_seed(1)
     size = (num, shape.prompt)
     return torch.randint(1, shape.vocabulary - 1, size, generator=generator).tolist()  # type: ignore[no-any-return]
 
 
-def decode(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> dict[str, Any]:
+def decode(sides: Sides, shape: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     """One stream; what the prompt takes is measured apart and left out."""
     (prompt,) = prompts(shape, 1)
     texts: dict[str, list[int]] = {}
@@ -198,7 +194,7 @@ def decode(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> dic
     }
 
 
-def streams(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> dict[str, Any]:
+def streams(sides: Sides, shape: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     """Many at once, prompts included."""
     texts = prompts(shape, shape.streams)
 
@@ -225,7 +221,7 @@ def streams(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> di
     return {"tokens_per_second": speed, "ratio": ratio}
 
 
-def diffusion(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> dict[str, Any]:
+def diffusion(sides: Sides, shape: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     """Seconds a pass; the reference is the same network over the whole text, without a cache."""
     (prompt,) = prompts(shape, 1)
     network = sides.engine.roles["target"].network
@@ -270,9 +266,7 @@ def diffusion(sides: Sides, shape: Shape, device: torch.device, rounds: int) -> 
     return {"seconds_per_pass": each, "num_passes": num_passes}
 
 
-def attention(
-    shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int
-) -> dict[str, Any]:
+def attention(shape: Case, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """One layer, every stream with the same number of cached tokens and one new one."""
     width, past = shape.width // shape.num_heads, shape.prompt + shape.new
     num_pages = -(-(past + 1) // PAGE)
@@ -330,7 +324,7 @@ def attention(
 
 
 def measure(
-    llama: Shape, llada: Shape, device: torch.device, dtype: torch.dtype, rounds: int
+    llama: Case, llada: Case, device: torch.device, dtype: torch.dtype, rounds: int
 ) -> dict[str, Any]:
     """All of it. One model after the other, so that each fits."""
     found: dict[str, Any] = {"machine": machine()}

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from benchmarks.gpu import Shape
+from benchmarks.gpu import Case
 
 from benchmarks import gpu
 
-TINY = Shape(
+TINY = Case(
+    name="tiny",
     width=64,
     num_layers=2,
     num_heads=2,

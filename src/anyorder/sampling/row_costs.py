@@ -81,13 +81,18 @@ def _costs(
     return torch.cat(costs)
 
 
-def nats_without(
-    model: TrainableModel, hidden_MW: torch.Tensor, targets_M: torch.Tensor, banned: int
+def row_nats(
+    model: TrainableModel,
+    hidden_MW: torch.Tensor,
+    targets_M: torch.Tensor,
+    *,
+    banned: int | None = None,
 ) -> torch.Tensor:
-    """-log p(target) of each row, [M], where the token `banned` has no probability."""
+    """-log p(target) of each row, [M]; the token `banned` has no probability."""
 
     def cost(logits_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-        logits_MV[:, banned] = -torch.inf  # in place: nobody else has them
+        if banned is not None:
+            logits_MV[:, banned] = -torch.inf  # in place: nobody else has them
         return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
     return row_costs(model, hidden_MW, cost, targets_M)

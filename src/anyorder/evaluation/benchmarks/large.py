@@ -23,7 +23,7 @@ _CONTEXT = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of a decoder like Llama with tied embeddings."""
+    """Of a decoder like Llama."""
 
     name: str
     width: int

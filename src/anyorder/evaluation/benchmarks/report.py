@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 from anyorder.evaluation.benchmarks.goals import GOALS, MIXED_GOAL, Goal
@@ -44,6 +45,10 @@ def spread(figures: Seq[float]) -> str:
     return f"{middle:,.{digits}f} [{least:,.{digits}f}–{most:,.{digits}f}]"
 
 
+def _columns(titles: Mapping[str, str]) -> list[Column]:
+    return [Column(key=key, title=title) for key, title in titles.items()]
+
+
 def summary(results: Results) -> Table:
     """anyorder beside the best peer, goal by goal."""
     rows = [row for goal in GOALS if (row := _goal_row(results, goal)) is not None]
@@ -57,7 +62,7 @@ def summary(results: Results) -> Table:
         "met": "met",
     }
     return Table(
-        columns=[Column(key=key, title=title) for key, title in titles.items()],
+        columns=_columns(titles),
         rows=rows,
         notes=(
             "Medians [least–most] of the rounds; ratio = anyorder / best peer, of the medians and "
@@ -166,7 +171,7 @@ def limits(results: Results) -> Table:
         "prefill_share": "reached ",
     }
     return Table(
-        columns=[Column(key=key, title=title) for key, title in titles.items()],
+        columns=_columns(titles),
         rows=rows,
         notes=(
             f"Measured in the same run. Matrix peak in tera-operations a second: {peaks}. Decode "
@@ -210,7 +215,7 @@ def large(results: Results) -> Table:
         "share": "share",
     }
     return Table(
-        columns=[Column(key=key, title=title) for key, title in titles.items()],
+        columns=_columns(titles),
         rows=rows,
         notes=("The head's weights have 8 bits in both.",),
     )
@@ -296,7 +301,7 @@ def mixed(results: MethodResults) -> Table:
         "met": "met",
         "tokens": "tokens",
     }
-    return Table(columns=[Column(key=key, title=title) for key, title in titles.items()], rows=rows)
+    return Table(columns=_columns(titles), rows=rows)
 
 
 def conditions(results: Results) -> str:

@@ -22,16 +22,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UserError
 from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
-from anyorder.core.packing import document_positions, document_starts, same_document
+from anyorder.core.packing import document_positions, same_document
+from anyorder.sampling.chain_rule import predicted
 from anyorder.sampling.noise import Schedule, draw_levels
-from anyorder.sampling.row_costs import nats_without, row_costs
+from anyorder.sampling.row_costs import row_nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,21 +101,17 @@ class BlockDiffusion(Objective):
         )
         hidden_BDW = model.hidden(packed).view(len(tokens_BT), 2 * tokens_BT.shape[1], -1)
         hidden_MW = hidden_BDW[:, : tokens_BT.shape[1]][masked_BT]
-        nats_M = nats_without(model, hidden_MW, tokens_BT[masked_BT], mask_token)
+        nats_M = row_nats(model, hidden_MW, tokens_BT[masked_BT], banned=mask_token)
         total = (nats_M * weights_BT[masked_BT] / levels_BT[masked_BT]).sum()
         metrics = {"nats": float(total.detach())}
         if self.next_token:
-            predicted_BT = batch.targets_BT & ~document_starts(batch.documents_BT)
+            predicted_BT = predicted(batch)
             # The clean row before a target, as a target is never a row's first token.
             before_MW = hidden_BDW[:, tokens_BT.shape[1] : -1][predicted_BT[:, 1:]]
-            text = row_costs(model, before_MW, _nats, tokens_BT[predicted_BT]).sum()
+            text = row_nats(model, before_MW, tokens_BT[predicted_BT]).sum()
             total = total + self.next_token * text
             metrics["next_nats"] = float(text.detach())
         return Loss(total=total, weight=float(batch.targets_BT.sum()), metrics=metrics)
-
-
-def _nats(logits_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
 
 def _visible(

@@ -24,7 +24,7 @@ from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBat
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
 from anyorder.sampling.noise import Schedule, draw_levels
-from anyorder.sampling.row_costs import nats_without
+from anyorder.sampling.row_costs import row_nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class MaskedDiffusion(Objective):
             document_positions(documents_BT),
         )
         hidden_MW = model.hidden(packed)[masked_BT.flatten()]
-        nats_M = nats_without(model, hidden_MW, tokens_BT[masked_BT], mask_token)
+        nats_M = row_nats(model, hidden_MW, tokens_BT[masked_BT], banned=mask_token)
         total = (nats_M * weights_BT[masked_BT] / levels_BT[masked_BT]).sum()
         return Loss(
             total=total,

@@ -25,7 +25,6 @@ from itertools import groupby
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from anyorder.core.batch import dense_batch
 from anyorder.core.errors import UserError
@@ -35,7 +34,7 @@ from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
 from anyorder.core.plans import TAGS, PlanTokens, plan_visible, span_numbers
 from anyorder.sampling.noise import Schedule, draw_levels
-from anyorder.sampling.row_costs import nats_without, row_costs
+from anyorder.sampling.row_costs import row_nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +100,11 @@ class PlannedDiffusion(Objective):
         before_BT = _text_before(spans_BT, documents_BT)
         rows, places = (batch.targets_BT & (spans_BT < 0) & (before_BT >= 0)).nonzero(as_tuple=True)
         hidden_MW = hidden_BDW[rows, before_BT[rows, places]]
-        text = row_costs(model, hidden_MW, _nats, tokens_BT[rows, places]).sum()
+        text = row_nats(model, hidden_MW, tokens_BT[rows, places]).sum()
         hidden_MW = hidden_BDW[:, length:][masked_BS]
         places_M = order_BS[masked_BS]
         rows_M = masked_BS.nonzero()[:, 0]
-        nats_M = nats_without(model, hidden_MW, tokens_BT[rows_M, places_M], mask_token)
+        nats_M = row_nats(model, hidden_MW, tokens_BT[rows_M, places_M], banned=mask_token)
         scale_BT = weights_BT / levels_BT
         spans = (nats_M * scale_BT[rows_M, places_M]).sum()
         return Loss(
@@ -113,10 +112,6 @@ class PlannedDiffusion(Objective):
             weight=float(len(rows) + learnt_BT.sum()),
             metrics={"nats": float(text.detach() + spans.detach()), "text": float(text.detach())},
         )
-
-
-def _nats(logits_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
 
 def _spans(tokens_BT: torch.Tensor, documents_BT: torch.Tensor, tags: PlanTokens) -> torch.Tensor:

@@ -33,6 +33,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--quantize", metavar="BITS", help="weights as int8 or int4 [as --dtype says]")
     add("--cache-tokens", metavar="N", help="capacity of the KV cache in tokens [by memory]")
     add("--cache-dtype", metavar="TYPE", help="int8 for a KV cache of 8 bits [as --dtype says]")
+    add(
+        "--overlap",
+        action="store_true",
+        help="on a GPU: work on one half's answers while the other half's pass is computed",
+    )
 
 
 def open_engine(arguments: argparse.Namespace) -> Engine:
@@ -50,6 +55,7 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
             quantize=arguments.quantize,
             cache_tokens=cache_tokens,
             cache_dtype=arguments.cache_dtype,
+            overlap=arguments.overlap,
             progress=shown,
         )
     finally:

@@ -54,6 +54,7 @@ class Engine:
         cache_dtype: str | None = None,
         max_batch_tokens: int = 512,
         max_running: int = 256,
+        overlap: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Load a model.
@@ -64,7 +65,9 @@ class Engine:
         `dtype` is float32 on a CPU unless told; `quantize` "int8" or "int4" for weights of so many
         bits, on a CPU; `cache_tokens` the capacity of the KV pool in tokens; `cache_dtype` "int8"
         for keys and values of 8 bits; `max_batch_tokens` the most tokens of one pass; `max_running`
-        the most concurrent runs. `progress` is told of downloads and loading.
+        the most concurrent runs. `overlap`, for GPUs: the answers of one half of the runs are
+        worked on while the pass of the other half is computed. `progress` is told of downloads
+        and loading.
         """
         from anyorder.model.drafters.medusa import NetworkWithHeads
         from anyorder.model.encoder_decoder import Encoder, EncoderDecoder
@@ -111,6 +114,8 @@ class Engine:
             max_running=max_running,
             on_failure=self._fail,
         )
+        self._shift = 0 if overlap else None
+        """Which half of the runs has its turn; None: all have, in each tick."""
         self._costs = PassCosts()
         self._memory = Memory()
         self._runs: dict[Handle, list[Run]] = {}
@@ -297,26 +302,30 @@ class Engine:
         with self._lock, torch.inference_mode():
             if self._scheduler.is_idle:
                 return False
+            if self._shift is not None:
+                self._shift = 1 - self._shift
             passes: dict[tuple[str, int | None], list[Piece]] = {}
-            for piece in self._scheduler.select():
+            for piece in self._scheduler.select(self._shift):
                 passes.setdefault((piece.job.sequence.role, piece.layers), []).append(piece)
+            in_flight = {piece.job.run for pieces in passes.values() for piece in pieces}
+            others = [run for run in self._scheduler.running if run not in in_flight]
             for (name, layers), pieces in passes.items():
                 started = time.perf_counter()
-                self._run_pass(self.roles[name], pieces)
+                questions = self._run_pass(self.roles[name], pieces)
+                if self._shift is not None:  # a GPU may still be computing
+                    self._serve_all(others)
+                    others = []
+                self._answer(self.roles[name], questions)
                 num_tokens: Counter[Hashable] = Counter()
                 for piece in pieces:
                     num_tokens[piece.job.run] += len(piece.tokens)
                 self._costs.record(name, layers, num_tokens, time.perf_counter() - started)
-            running = list(self._scheduler.running)
-            with contextlib.suppress(Exception):  # whoever is bad fails below, alone
-                decide(job for run in running for job in run.jobs)
-            for run in running:
-                if run in self._scheduler.running:  # one failure may have ended several
-                    self._serve(run)
+            if self._shift is None or not passes:
+                self._serve_all(list(self._scheduler.running))
             return True
 
     # ------------------------------------------------------------------------------ inside a tick
-    def _run_pass(self, role: Role, pieces: list[Piece]) -> None:
+    def _run_pass(self, role: Role, pieces: list[Piece]) -> list[Question]:
         layers = pieces[0].layers
         name = role.name if layers is None else f"{role.name}[:{layers}]"
         for handle in {piece.job.run.handle for piece in pieces}:
@@ -332,6 +341,9 @@ class Engine:
                     questions += run_pass(role, [p for p in pieces if p.job.run is run])
                 except Exception as error:
                     self._fail(run, error)
+        return questions
+
+    def _answer(self, role: Role, questions: list[Question]) -> None:
         try:
             answer(role, questions)
         except Exception:
@@ -340,6 +352,13 @@ class Engine:
                     answer(role, [q for q in questions if q.job.run is run])
                 except Exception as error:
                     self._fail(run, error)
+
+    def _serve_all(self, runs: list[Run]) -> None:
+        with contextlib.suppress(Exception):  # whoever is bad fails below, alone
+            decide(job for run in runs for job in run.jobs)
+        for run in runs:
+            if run in self._scheduler.running:  # one failure may have ended several
+                self._serve(run)
 
     def _serve(self, run: Run) -> None:
         """Answer a run whose jobs are complete and see what it wants next."""

@@ -80,16 +80,15 @@ class Scheduler:
         elif run in self.waiting:
             self.waiting.remove(run)
 
-    def select(self) -> list[Piece]:
-        """The pieces of the next passes (one a role), with their pages reserved."""
+    def select(self, shift: int | None = None) -> list[Piece]:
+        """The pieces of the next passes (one a role), with their pages reserved; of every second
+        run, with a `shift` of 0 or 1."""
         tick = _Tick(budget=self._max_batch_tokens)
+        chosen = [run for run in self.running if _has_turn(run, shift)]
         tick.small = sum(
-            job.num_remaining
-            for run in self.running
-            for job in run.jobs
-            if job.num_remaining <= SMALL
+            job.num_remaining for run in chosen for job in run.jobs if job.num_remaining <= SMALL
         )
-        for run in list(self.running):
+        for run in chosen:
             if run in self.running:  # an earlier one may just have preempted it
                 self._select_run(run, tick)
         while self.waiting and tick.budget > 0 and len(self.running) < self._max_running:
@@ -97,7 +96,7 @@ class Scheduler:
             if self.running and not self._has_room(run):
                 break
             self.waiting.popleft()
-            if self._admit(run):
+            if self._admit(run) and _has_turn(run, shift):
                 self._select_run(run, tick)
         return tick.pieces
 
@@ -271,6 +270,10 @@ class _Tick:
             self.small = max(0, self.small - len(piece.tokens))
         if piece.job.page_keys is not None:
             self.in_flight.update(piece.job.page_keys)
+
+
+def _has_turn(run: Run, shift: int | None) -> bool:
+    return shift is None or run.arrival % 2 == shift
 
 
 def _largest_part(job: Job, budget: int) -> int:

@@ -192,3 +192,66 @@ def test_cached_equals_dense_exactly_in_shape_and_type() -> None:
     assert logits.dtype == torch.float32 and logits.shape == (10, 40)
     assert network.cache_shapes == [(KV_HEADS, WIDTH)] * 2
     assert (network.dtype, network.device.type) == (torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
+@pytest.mark.parametrize("visible", ["causal", "all", "scattered"])
+def test_bfloat16_learns_what_float64_would(
+    visible: str, slopes: tuple[float, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products and a softmax in the place of torch's fused attention, on a CPU with gradients."""
+    num_queries = 6
+    generator = torch.Generator().manual_seed(0)
+    exact = [
+        torch.randn(2 * num_queries, heads, WIDTH, generator=generator)
+        .bfloat16()
+        .double()
+        .requires_grad_()
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    wanted_NV = torch.randn(2 * num_queries, HEADS * WIDTH, generator=generator)
+    visibles = {
+        "causal": None,
+        "all": torch.ones(1, num_queries, num_queries, dtype=torch.bool),
+        "scattered": torch.rand(2, num_queries, num_queries, generator=generator) < 0.6,
+    }
+    seen_RQK = visibles[visible]
+    if seen_RQK is not None:
+        seen_RQK |= torch.eye(num_queries, dtype=torch.bool)
+    positions_RQ = torch.arange(num_queries).expand(2, -1)
+
+    def group() -> AttentionGroup:
+        return AttentionGroup(
+            first_row=0,
+            num_requests=2,
+            num_queries=num_queries,
+            pages_RP=None,
+            query_positions_RQ=positions_RQ,
+            key_positions_RK=positions_RQ,
+            visible_RQK=seen_RQK,
+        )
+
+    pattern = Pattern(scale=WIDTH**-0.5, slopes=slopes)
+    queries, keys, values = exact
+    shape = (2, num_queries, KV_HEADS, WIDTH)
+    expected = naive(queries, keys.view(shape), values.view(shape), group(), pattern)
+    (expected * wanted_NV).sum().backward()
+
+    fused: list[object] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *given, **named: fused.append(given) or plain(*given, **named),
+    )
+    found = attend(*rounded, group(), None, 0, pattern)
+    (found.double() * wanted_NV).sum().backward()
+    assert not fused
+    torch.testing.assert_close(found.double(), expected, atol=0.03, rtol=0.03)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        difference = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert difference < 0.015
+    with torch.no_grad():
+        attend(*rounded, group(), None, 0, pattern)
+    assert len(fused) == 1

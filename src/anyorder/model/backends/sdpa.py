@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from anyorder.core.batch import AttentionGroup, CrossMemory, KeyValuePool
 from anyorder.model.relative import RelativeBias
 
+_MOST_SCORES = 1 << 20
+"""Of a head and a sequence, where they are kept for the backward pass."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
@@ -67,14 +70,8 @@ def attend(
         )
         return mixed.reshape(num_rows, -1)
     queries_RQHD = queries_NHD.view(group.num_requests, group.num_queries, num_heads, width)
-    mixed = F.scaled_dot_product_attention(
-        queries_RQHD.transpose(1, 2),
-        keys_RGKD,
-        values_RGKD,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=pattern.scale,
-        enable_gqa=num_heads != num_kv_heads,
+    mixed = _read(
+        queries_RQHD.transpose(1, 2), keys_RGKD, values_RGKD, mask, mask is None, pattern.scale
     )
     return mixed.transpose(1, 2).reshape(num_rows, -1)
 
@@ -96,15 +93,60 @@ def attend_memory(
         hidden = torch.finfo(queries_NHD.dtype).min
         bias = torch.zeros((), dtype=queries_NHD.dtype, device=queries_NHD.device)
         memory.masks[queries_NHD.dtype] = torch.where(visible_RQS[:, None], bias, hidden)
-    mixed = F.scaled_dot_product_attention(
+    mixed = _read(
         queries_RQHD.transpose(1, 2),
         keys_RSGD.transpose(1, 2),
         values_RSGD.transpose(1, 2),
-        attn_mask=memory.masks.get(queries_NHD.dtype),
-        scale=scale,
-        enable_gqa=num_heads != keys_RSGD.shape[2],
+        memory.masks.get(queries_NHD.dtype),
+        False,
+        scale,
     )
     return mixed.transpose(1, 2).reshape(num_rows, -1)
+
+
+def _read(
+    queries_RHQD: torch.Tensor,
+    keys_RGKD: torch.Tensor,
+    values_RGKD: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """[R, H, Q, D]"""
+    num_heads, num_kv_heads = queries_RHQD.shape[1], keys_RGKD.shape[1]
+    if not _learns_by_products(queries_RHQD, keys_RGKD):
+        return F.scaled_dot_product_attention(
+            queries_RHQD,
+            keys_RGKD,
+            values_RGKD,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=num_heads != num_kv_heads,
+        )
+    num_queries, num_keys = queries_RHQD.shape[2], keys_RGKD.shape[2]
+    if is_causal:
+        mask = queries_RHQD.new_full((num_queries, num_keys), -torch.inf).triu(1)
+    queries_RGXD = (queries_RHQD * scale).unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
+    scores_RHQK = (queries_RGXD @ keys_RGKD.transpose(-1, -2)).unflatten(2, (-1, num_queries))
+    scores_RHQK = scores_RHQK.flatten(1, 2)
+    if mask is not None:
+        scores_RHQK = scores_RHQK + mask
+    shares_RHQK = scores_RHQK.softmax(-1, dtype=torch.float32).to(values_RGKD.dtype)
+    shares_RGXK = shares_RHQK.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
+    return (shares_RGXK @ values_RGKD).view(queries_RHQD.shape)
+
+
+def _learns_by_products(queries_RHQD: torch.Tensor, keys_RGKD: torch.Tensor) -> bool:
+    """With gradients, in bfloat16 on a CPU: torch's fused attention takes twice as long there as
+    the products by themselves, whose scores must not take too much memory."""
+    return (
+        queries_RHQD.dtype == torch.bfloat16
+        and queries_RHQD.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and queries_RHQD.requires_grad
+        and queries_RHQD.shape[2] * keys_RGKD.shape[2] <= _MOST_SCORES
+    )
 
 
 def _mask(

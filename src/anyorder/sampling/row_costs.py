@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from anyorder.core.objective import TrainableModel
 
-CHUNK_LOGITS = 1 << 24
-"""Most logits that exist at once; 64 MiB in float32."""
+KEPT_LOGITS = 1 << 24
+"""At most so many are kept for the backward pass; 64 MiB in float32."""
+CHUNK_LOGITS = {"cpu": 1 << 21}
+"""Of more, so many exist at once, by device: on a CPU what its caches hold, which is half as fast
+again; elsewhere as many as are kept."""
 
 
 def row_costs(
@@ -70,9 +73,9 @@ def _costs(
     def of_chunk(chunk_MW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return cost(logits_of(chunk_MW), *others)
 
-    num_rows = max(1, CHUNK_LOGITS // num_logits)
-    if len(hidden_MW) <= num_rows:
-        return of_chunk(hidden_MW, *columns)  # few enough to be kept
+    if len(hidden_MW) <= max(1, KEPT_LOGITS // num_logits):
+        return of_chunk(hidden_MW, *columns)
+    num_rows = max(1, CHUNK_LOGITS.get(hidden_MW.device.type, KEPT_LOGITS) // num_logits)
     chunks = zip(*(torch.split(tensor, num_rows) for tensor in (hidden_MW, *columns)), strict=True)
     costs = [
         checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from anyorder.sampling.partition import log_partition
+
 
 def smoothed_nats(
     logits_MV: torch.Tensor, targets_M: torch.Tensor, *, smoothing: float, banned: int | None = None
@@ -23,7 +25,7 @@ def smoothed_nats(
         size -= 1
         hole_V = torch.arange(logits_MV.shape[1], device=logits_MV.device) == banned
         logits_MV = logits_MV.masked_fill(hole_V, -torch.inf)
-    partition_M = logits_MV.logsumexp(dim=1)
+    partition_M = log_partition(logits_MV)
     nats_M = partition_M - logits_MV.gather(1, targets_M[:, None])[:, 0]
     spread_M = partition_M - sums_M / size
     return torch.stack((nats_M + smoothing * (spread_M - nats_M), nats_M), dim=1)

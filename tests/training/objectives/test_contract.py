@@ -87,7 +87,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     }
 }
 # Steps to learn twenty tokens by heart, for those that need more, or whose steps take long.
-STEPS = {"dag": 160, "span_infill": 180, "policy_gradient": 75, "adversarial": 75}
+STEPS = {"dag": 220, "span_infill": 180, "policy_gradient": 75, "adversarial": 75}
 # What is left where not all can be known by heart: where a suffix begins is drawn. How many tokens
 # are missing between two takes far longer: neither of the two tells anything by itself.
 LEFT = {"span_infill": 0.3, "insertion": 0.7}

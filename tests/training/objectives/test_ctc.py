@@ -39,8 +39,8 @@ def test_repeats_need_a_place_more() -> None:
 def test_parts_of_the_documents_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pack([words(0, 6), words(1, 5), words(2, 9)], [words(3, 4), words(4, 7)])
     results = []
-    for limit in (ctc.CHUNK_LOGITS, 61 * 30):
-        monkeypatch.setattr(ctc, "CHUNK_LOGITS", limit)
+    for limit in (ctc.KEPT_LOGITS, 61 * 30):
+        monkeypatch.setattr(ctc, "KEPT_LOGITS", limit)
         toy = model()
         found = Ctc().loss(toy, batch, torch.Generator())
         found.total.backward()

@@ -89,8 +89,9 @@ def test_a_batch_without_targets_costs_nothing() -> None:
 def test_chunks_of_rows_change_neither_loss_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     batch: TrainingBatch = repeat(pack([words(0, 5), words(1, 9)]), 2)
     results = []
-    for limit in (row_costs.CHUNK_LOGITS, 7 * 61):
-        monkeypatch.setattr(row_costs, "CHUNK_LOGITS", limit)
+    for limit in (row_costs.KEPT_LOGITS, 7 * 61):
+        monkeypatch.setattr(row_costs, "KEPT_LOGITS", limit)
+        monkeypatch.setattr(row_costs, "CHUNK_LOGITS", {"cpu": limit})
         model, sizes = toy_model(), []
 
         class Spy(ToyModel):

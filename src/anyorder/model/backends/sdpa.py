@@ -124,17 +124,21 @@ def _read(
             scale=scale,
             enable_gqa=num_heads != num_kv_heads,
         )
-    num_queries, num_keys = queries_RHQD.shape[2], keys_RGKD.shape[2]
+    num_rows, _, num_queries, width = queries_RHQD.shape
+    num_keys = keys_RGKD.shape[2]
     if is_causal:
         mask = queries_RHQD.new_full((num_queries, num_keys), -torch.inf).triu(1)
-    queries_RGXD = (queries_RHQD * scale).unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
-    scores_RHQK = (queries_RGXD @ keys_RGKD.transpose(-1, -2)).unflatten(2, (-1, num_queries))
-    scores_RHQK = scores_RHQK.flatten(1, 2)
+    # Query heads that share a key head are rows of one product.
+    queries_RGXD = (queries_RHQD * scale).reshape(num_rows, num_kv_heads, -1, width)
+    scores_RHQK = (queries_RGXD @ keys_RGKD.transpose(-1, -2)).view(
+        num_rows, num_heads, num_queries, num_keys
+    )
     if mask is not None:
         scores_RHQK = scores_RHQK + mask
     shares_RHQK = scores_RHQK.softmax(-1, dtype=torch.float32).to(values_RGKD.dtype)
-    shares_RGXK = shares_RHQK.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
-    return (shares_RGXK @ values_RGKD).view(queries_RHQD.shape)
+    shares_RGXK = shares_RHQK.view(num_rows, num_kv_heads, -1, num_keys)
+    mixed_RHQD: torch.Tensor = (shares_RGXK @ values_RGKD).view(queries_RHQD.shape)
+    return mixed_RHQD
 
 
 def _learns_by_products(queries_RHQD: torch.Tensor, keys_RGKD: torch.Tensor) -> bool:

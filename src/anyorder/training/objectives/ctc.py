@@ -28,7 +28,7 @@ from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.packing import document_positions, same_document
 from anyorder.core.pairs import encode_sources, reads
-from anyorder.sampling.row_costs import CHUNK_LOGITS
+from anyorder.sampling.row_costs import KEPT_LOGITS
 from anyorder.sampling.vertices import Graphs
 
 
@@ -81,7 +81,7 @@ class Ctc(Objective):
                 reduction="sum",
             )
 
-        for part in graphs.parts(CHUNK_LOGITS // model.abilities.vocabulary_size, power=1):
+        for part in graphs.parts(KEPT_LOGITS // model.abilities.vocabulary_size, power=1):
             # The first place holds the given start and emits nothing.
             hidden_DLW = pad_sequence([each[1:] for each in documents[part]], batch_first=True)
             nats = checkpoint(cost, hidden_DLW, part, use_reentrant=False, preserve_rng_state=False)

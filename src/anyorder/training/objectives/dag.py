@@ -32,6 +32,7 @@ from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, same_document
 from anyorder.core.pairs import encode_sources, reads
 from anyorder.sampling.dag import best_paths, log_likelihood
+from anyorder.sampling.partition import log_partition
 from anyorder.sampling.row_costs import row_costs
 from anyorder.sampling.subsets import random_subsets
 from anyorder.sampling.vertices import Graphs
@@ -118,7 +119,7 @@ def _predict(
     def cost(logits_MV: torch.Tensor, texts_MK: torch.Tensor) -> torch.Tensor:
         logits_MV[:, banned] = -torch.inf  # in place: nobody else has them
         found = torch.cat((logits_MV.gather(1, texts_MK), logits_MV.amax(1, keepdim=True)), dim=1)
-        return found - logits_MV.logsumexp(dim=1, keepdim=True)
+        return found - log_partition(logits_MV)[:, None]
 
     found = row_costs(model, hidden_MW, cost, graphs.texts_DK[documents_M])
     return hidden_MW, found[:, :-1], found[:, -1]

@@ -19,6 +19,7 @@ from anyorder.core.batch import dense_batch
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import causal_within, document_positions, document_starts
+from anyorder.sampling.partition import log_partition
 from anyorder.sampling.row_costs import row_costs
 
 
@@ -54,7 +55,7 @@ class NextToken(Objective):
         nats_M = F.cross_entropy(logits_MV, targets_M, reduction="none")
         cost_M = nats_M
         if self.label_smoothing or self.z_loss:
-            sums_M = logits_MV.logsumexp(dim=-1)
+            sums_M = log_partition(logits_MV)
             spread_M = sums_M - logits_MV.mean(dim=-1)
             cost_M = nats_M + self.label_smoothing * (spread_M - nats_M)
             cost_M = cost_M + self.z_loss * sums_M.square()

@@ -49,7 +49,8 @@ def test_takes_the_passes_of_its_definition(size: int, length: int) -> None:
             num_right += 1
         num_final += num_right + 1
         guesses = answers[num_right + 1 :]
-    request = Request(prompt=prompt, method="jacobi", options={"size": size}, max_new_tokens=40)
+    options = {"size": size, "adaptive": False}
+    request = Request(prompt=prompt, method="jacobi", options=options, max_new_tokens=40)
     completion = tiny_engine(model=tiny_model(ends=False)).generate(request)
     assert completion.tokens == text[len(prompt) :]
     assert completion.report.num_forward_passes == num_passes <= num_new
@@ -59,7 +60,7 @@ def test_repetition_is_guessed_at_once() -> None:
     request = Request(
         prompt=[1, 2, 3],
         method="jacobi",
-        options={"size": 8},
+        options={"size": 8, "adaptive": False},
         max_new_tokens=24,
         logit_bias={5: 100.0},
     )
@@ -77,7 +78,11 @@ def test_repetition_is_guessed_at_once() -> None:
 def test_the_history_tells_guesses_and_what_was_taken_back() -> None:
     engine = tiny_engine(model=tiny_model(ends=False))
     request = Request(
-        prompt=[1, 2, 3], method="jacobi", options={"size": 4}, max_new_tokens=12, history=True
+        prompt=[1, 2, 3],
+        method="jacobi",
+        options={"size": 4, "adaptive": False},
+        max_new_tokens=12,
+        history=True,
     )
     completion = engine.generate(request)
     entries = completion.choices[0].history

@@ -75,7 +75,12 @@ def naive_passes(prompt: list[int], text: list[int], window: int, ngram: int, gu
 def test_takes_the_passes_of_its_definition(options: dict[str, int], length: int) -> None:
     prompt = ids(5, length)
     text = greedy(prompt, 40)
-    request = Request(prompt=prompt, method="lookahead", options=options, max_new_tokens=40)
+    request = Request(
+        prompt=prompt,
+        method="lookahead",
+        options={**options, "adaptive": False},
+        max_new_tokens=40,
+    )
     completion = tiny_engine(model=tiny_model(ends=False)).generate(request)
     assert completion.tokens == text[length:]
     assert completion.report.num_forward_passes == naive_passes(prompt, text, **options) < 40
@@ -103,7 +108,7 @@ def test_runs_no_more_tokens_than_it_says() -> None:
     model = tiny_model(ends=False)
     network: Any = _Counting(model.network)
     engine = tiny_engine(model=dataclasses.replace(model, network=network))
-    options = {"window": 1, "ngram": 9, "guesses": 3}
+    options = {"window": 1, "ngram": 9, "guesses": 3, "adaptive": False}
     request = Request(
         prompt=list(range(1, 21)), method="lookahead", options=options, max_new_tokens=60
     )
@@ -123,7 +128,7 @@ def test_nothing_is_guessed_beyond_the_length_limit(options: dict[str, int]) -> 
     request = Request(
         prompt=[1, 2, 3],
         method="lookahead",
-        options=options,
+        options={**options, "adaptive": False},
         max_new_tokens=40,
         logit_bias={5: 100.0, 6: 99.5},
         no_repeat_ngram=9,
@@ -137,7 +142,7 @@ def test_repetition_is_found_in_the_pool() -> None:
     request = Request(
         prompt=[1, 2, 3],
         method="lookahead",
-        options={"window": 2, "ngram": 4, "guesses": 1},
+        options={"window": 2, "ngram": 4, "guesses": 1, "adaptive": False},
         max_new_tokens=30,
         logit_bias={5: 100.0},
     )

@@ -143,11 +143,8 @@ class Speculative(Method):
                 context.preview(rejected, [None] * len(rejected))
                 if lengths is not None:
                     lengths.record(draft.grade, _depth(draft), num_accepted)
-        if lengths is not None and lengths.num_plain > lengths.num_steps / 2:
-            context.note(
-                f"speculation did not pay: {lengths.num_plain} of {lengths.num_steps} steps went "
-                "without a draft."
-            )
+        if lengths is not None and lengths.complaint:
+            context.note(lengths.complaint)
 
     def _length(self, context: Context, session: DraftSession, lengths: DraftLength | None) -> int:
         """How far to draft now."""

@@ -45,6 +45,7 @@ class DraftLength:
 
     def __init__(self, longest: int, prior: Callable[[int], float]) -> None:
         """`longest` draft in tokens; `prior` is the acceptance to expect of a grade at first."""
+        self.longest = longest
         self._prior = prior
         self._candidates = [k for k in _CANDIDATES if k < longest] + [longest]
         self._counts: dict[int, tuple[float, float]] = {}
@@ -61,6 +62,16 @@ class DraftLength:
         self.num_steps = 0
         self.num_plain = 0
         """Steps without a draft because none would have paid."""
+
+    @property
+    def complaint(self) -> str | None:
+        """What there is to tell where drafts hardly ever paid."""
+        if self.num_plain <= self.num_steps / 2:
+            return None
+        return (
+            f"speculation did not pay: {self.num_plain} of {self.num_steps} steps went without a "
+            "draft."
+        )
 
     def first(self, grade: int) -> float:
         """The chance that the first proposal is accepted."""

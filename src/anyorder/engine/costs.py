@@ -38,6 +38,11 @@ class PassCosts:
             sizes = self._seconds.setdefault((role, layers), {})
             sizes.setdefault(_size(total), deque(maxlen=_SAMPLES)).append(seconds)
 
+    def num_others(self, role: str, layers: int | None, *, run: Hashable) -> int:
+        """How many others shared the latest pass, with this run or without it."""
+        latest = self._latest.get((role, layers), {})
+        return len(latest) - (run in latest)
+
     def seconds(
         self, role: str, layers: int | None, num_tokens: int, *, run: Hashable
     ) -> float | None:

@@ -87,6 +87,7 @@ class Jacobi(Method):
             plain=context.pass_seconds(1),
             check=lambda length: context.pass_seconds(1 + length),
             draft=lambda length: 0.0,
+            others=context.num_others,
         )
 
     def _guess(self, text: list[int], answers: list[int]) -> list[int]:

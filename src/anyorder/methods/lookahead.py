@@ -142,6 +142,7 @@ def _pays(context: Context, lengths: DraftLength, size: int) -> bool:
         plain=context.pass_seconds(1),
         check=lambda length: context.pass_seconds(size),
         draft=lambda length: 0.0,
+        others=context.num_others,
     )
     return chosen > 0
 

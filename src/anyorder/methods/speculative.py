@@ -160,6 +160,7 @@ class Speculative(Method):
                 1 + lengths.num_checked(self.drafter.num_tokens(length))
             ),
             draft=lambda length: self.drafter.seconds(context, length),
+            others=context.num_others,
         )
 
     def _worth(self, context: Context, draft: Draft, limit: int, lengths: DraftLength) -> list[int]:
@@ -167,6 +168,7 @@ class Speculative(Method):
             draft.chances,
             check=lambda count: context.pass_seconds(1 + count),
             drafting=self.drafter.seconds(context, limit),
+            others=context.num_others,
         )
 
     def _validate(self, draft: Draft, context: Context) -> None:

@@ -12,6 +12,9 @@ as that makes more tokens per second.
 Estimates err, and a text may change its nature, so an account is kept of what drafts have saved and
 lost, and the loss to expect of a draft must be covered. That bounds the loss on a text where no
 draft helps: about a pass, and then a small share of the time, whatever a check costs.
+
+Whoever shares the pass waits for a longer one too. With n others, who make a token each, the rate
+that counts is everybody's: n tokens more, whatever is drafted, and every loss is lost n + 1 times.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class DraftLength:
         self._later: dict[int, tuple[float, float]] = {}
         """The same of proposals after an accepted one."""
         self._funds = _CREDIT
-        """What drafts may lose now, in plain passes."""
+        """What drafts may lose now, in plain passes, that is in tokens."""
         self._losses: Callable[[int], float] = lambda length: 0.0
         """What a draft of this length loses if nothing of it is accepted, in plain passes."""
         self._is_trial = False
@@ -111,11 +114,13 @@ class DraftLength:
         plain: float | None,
         check: Callable[[int], float | None],
         draft: Callable[[int], float],
+        others: int = 0,
     ) -> int:
         """How many tokens to draft; 0 for none.
 
         `plain` are the seconds of a pass over one token, `check(k)` of one over a draft of k and
-        the token before it, `draft(k)` what making the draft takes; None is unknown.
+        the token before it, `draft(k)` what making the draft takes; None is unknown. `others` is
+        how many other texts share the pass.
         """
         self.num_steps += 1
         self._is_trial = False
@@ -125,19 +130,21 @@ class DraftLength:
 
         def losses(length: int) -> float:
             checked = check(length)
-            return ((seconds if checked is None else checked) + draft(length)) / seconds - 1
+            longer = ((seconds if checked is None else checked) + draft(length)) / seconds - 1
+            return longer * (1 + others)
 
         self._losses = losses
         self._earn(_SHARE)
         first, later = self.first(grade), self.later(grade)
-        best, best_rate, trial = 0, _CAUTION, 0
+        best, best_rate, trial = 0, (others + _CAUTION) / (others + 1), 0
         for length in self._candidates:
             loss = losses(length)
             if loss == inf or loss * (1 - first) > self._funds:
                 continue
             expected = 1 + first * sum(later**n for n in range(length))
-            if expected / (1 + loss) > best_rate:
-                best, best_rate = length, expected / (1 + loss)
+            rate = (others + expected) / (others + 1 + loss)
+            if rate > best_rate:
+                best, best_rate = length, rate
             if length <= _TRIAL and grade in self._counts:
                 trial = length  # what was tried speaks against it, and may have changed
         if best:
@@ -152,12 +159,13 @@ class DraftLength:
         *,
         check: Callable[[int], float | None],
         drafting: float,
+        others: int = 0,
     ) -> list[int]:
         """Which tokens of a tree to check, in order: of the likeliest ones as many as make most
         tokens per second; all where `check(k)`, the seconds of a pass over k of them, is unknown.
-        `drafting` are the seconds that were spent on them all."""
+        `drafting` are the seconds that were spent on them all, `others` is as for `choose`."""
         ranked = sorted(range(len(chances)), key=lambda place: -chances[place])
-        best, best_rate, expected, before = len(ranked), 0.0, 1.0, 0
+        best, best_rate, expected, before = len(ranked), 0.0, others + 1.0, 0
         for count in sorted({*_CANDIDATES, len(ranked)}):
             if count > len(ranked):
                 break

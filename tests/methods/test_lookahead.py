@@ -29,7 +29,11 @@ ALWAYS = {"adaptive": False}
 def test_writes_the_plain_text(options: dict[str, Any], situation: str) -> None:
     for completion in assert_same_text("lookahead", options, situation):
         assert completion.report.exact
-        if not options.get("adaptive", True) and situation == "together" and len(completion.choices) == 1:
+        if (
+            not options.get("adaptive", True)
+            and situation == "together"
+            and len(completion.choices) == 1
+        ):
             assert completion.report.num_forward_passes <= len(completion.tokens)
 
 

@@ -47,9 +47,9 @@ class Lookahead(Method):
     window: Annotated[int, Range(1, 64), "places guessed ahead at once"] = 7
     ngram: Annotated[int, Range(2, 16), "length of the n-grams, in tokens"] = 5
     guesses: Annotated[int, Range(1, 64), "n-grams with the same first token that are kept"] = 7
-    adaptive: Annotated[
-        bool, "guess only while it pays on this machine; false: in every pass"
-    ] = True
+    adaptive: Annotated[bool, "guess only while it pays on this machine; false: in every pass"] = (
+        True
+    )
 
     @property
     def num_scratch_tokens(self) -> int:

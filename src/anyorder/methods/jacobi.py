@@ -4,8 +4,8 @@ Greedy text is the solution of x_i = argmax p(. | x_<i), one equation a token; J
 solves a block of them in parallel (Santilli et al., 2023, arXiv:2305.10427; CLLM, Kou et al., 2024,
 arXiv:2403.00835). Every pass answers all guesses; those up to the first that differs from its
 answer are final, with that answer, and the answers after it are the next guesses. The block moves
-with the text, so it is always full. Draws are keyed by position, so a sampled text has equations
-too: at any temperature it is the one that `autoregressive` writes.
+with the text, so it could always be full. Draws are keyed by position, so a sampled text has
+equations too: at any temperature it is the one that `autoregressive` writes.
 
 A place that was never answered is guessed to repeat what stands `size` tokens before it, so the
 first block is the end of the prompt. Models gain from this little unless trained for it (CLLM),

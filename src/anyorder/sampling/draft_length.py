@@ -14,7 +14,8 @@ lost, and the loss to expect of a draft must be covered. That bounds the loss on
 draft helps: about a pass, and then a small share of the time, whatever a check costs.
 
 Whoever shares the pass waits for a longer one too. With n others, who make a token each, the rate
-that counts is everybody's: n tokens more, whatever is drafted, and every loss is lost n + 1 times.
+that counts is everybody's: n tokens more, whatever is drafted, and a token that is accepted saves
+the n + 1st part of a pass.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ class DraftLength:
         self._later: dict[int, tuple[float, float]] = {}
         """The same of proposals after an accepted one."""
         self._funds = _CREDIT
-        """What drafts may lose now, in plain passes, that is in tokens."""
+        """What drafts may lose now, in plain passes."""
         self._losses: Callable[[int], float] = lambda length: 0.0
         """What a draft of this length loses if nothing of it is accepted, in plain passes."""
+        self._saved = 1.0
+        """What an accepted token saves, in plain passes: one of everybody's."""
         self._is_trial = False
         self._checked = 1.0
         """Share of a tree that was worth checking lately."""
@@ -92,7 +95,7 @@ class DraftLength:
         of them accepted."""
         if not proposed:
             return
-        self._earn(accepted - self._losses(proposed))
+        self._earn(accepted * self._saved - self._losses(proposed))
         self._count(self._counts, grade, min(accepted, 1), 1)
         if accepted and proposed > 1:
             tried = accepted - 1 + (accepted < proposed)
@@ -130,11 +133,10 @@ class DraftLength:
 
         def losses(length: int) -> float:
             checked = check(length)
-            longer = ((seconds if checked is None else checked) + draft(length)) / seconds - 1
-            return longer * (1 + others)
+            return ((seconds if checked is None else checked) + draft(length)) / seconds - 1
 
-        self._losses = losses
-        self._earn(_SHARE)
+        self._losses, self._saved = losses, 1 / (1 + others)
+        self._earn(_SHARE / (1 + others))
         first, later = self.first(grade), self.later(grade)
         best, best_rate, trial = 0, (others + _CAUTION) / (others + 1), 0
         for length in self._candidates:
@@ -142,7 +144,7 @@ class DraftLength:
             if loss == inf or loss * (1 - first) > self._funds:
                 continue
             expected = 1 + first * sum(later**n for n in range(length))
-            rate = (others + expected) / (others + 1 + loss)
+            rate = (others + expected) / (others + 1) / (1 + loss)
             if rate > best_rate:
                 best, best_rate = length, rate
             if length <= _TRIAL and grade in self._counts:

@@ -55,8 +55,8 @@ SIDES: Mapping[str, tuple[str, dict[str, object]]] = {
         )
         for name, options in RANDOM.items()
     },
-    "jacobi": ("jacobi", {"size": 5}),
-    "lookahead": ("lookahead", {"window": 3, "ngram": 3, "guesses": 3}),
+    "jacobi": ("jacobi", {"size": 5, "adaptive": False}),
+    "lookahead": ("lookahead", {"window": 3, "ngram": 3, "guesses": 3, "adaptive": False}),
     "blockwise": ("blockwise", {}),
 }
 """Short drafts, all of them made whether they pay or not."""

@@ -99,3 +99,12 @@ def test_similar_large_sizes_count_as_one() -> None:
     costs = measured((8, 1.0), (100, 5.0))
     assert seconds(costs, 103) == seconds(costs, 100) == 5.0
     assert seconds(costs, 9) != seconds(costs, 8) == 1.0
+
+
+def test_others_of_the_latest_pass_are_counted() -> None:
+    costs = PassCosts()
+    assert costs.num_others("target", None, run="me") == 0
+    costs.record("target", None, {"me": 1, "you": 4, "she": 2}, 1.0)
+    assert costs.num_others("target", None, run="me") == 2
+    assert costs.num_others("target", None, run="late") == 3
+    assert costs.num_others("draft", None, run="me") == 0

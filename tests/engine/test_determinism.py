@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 EXACT = ("autoregressive", "speculative", "jacobi", "lookahead")
 """Methods that must agree with each other."""
+ALWAYS = {name: {"adaptive": False} for name in ("jacobi", "lookahead")}
+"""They guess whether it pays or not."""
 OTHERS = ("beam_search", "block_diffusion", "gibbs", "masked_diffusion", "mask_predict")
 KINDS: dict[str, tuple[torch.dtype, Bits | None]] = {
     "float32": (torch.float32, None),
@@ -64,7 +66,8 @@ def draw_requests(count: int, rng: random.Random) -> list[Request]:
         found.append(
             Request(
                 prompt=prompt,
-                method=(EXACT + OTHERS)[index % len(EXACT + OTHERS)],
+                method=(method := (EXACT + OTHERS)[index % len(EXACT + OTHERS)]),
+                options=ALWAYS.get(method, {}),
                 max_new_tokens=rng.randrange(1, 16),
                 temperature=rng.choice((0.0, 0.0, 0.9)),
                 seed=index,
@@ -108,7 +111,9 @@ def check(kind: str, count: int) -> None:
     # Speculated or not: the same tokens.
     for request, own in zip(requests, alone, strict=True):
         if request.method in EXACT:
-            plain = dataclasses.replace(request, method="autoregressive", prefix_cache=False)
+            plain = dataclasses.replace(
+                request, method="autoregressive", options={}, prefix_cache=False
+            )
             ((tokens, _),) = answers(by_itself.generate(plain))
             assert tokens == own[0][0], (kind, request)
 

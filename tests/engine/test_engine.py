@@ -34,10 +34,12 @@ def test_a_second_turn_runs_only_what_is_new() -> None:
     engine = tiny_engine(model=tiny_model(ends=False))
     first = engine.generate(Request(prompt=ids(0, 50), max_new_tokens=20))
     assert first.report.num_cached_tokens == 0
+    assert first.report.num_run_tokens == 50 + 19, "the last token is never run"
     turn = [*ids(0, 50), *first.tokens, 7, 8, 9]
     second = engine.generate(Request(prompt=turn, max_new_tokens=4))
     # 70 tokens were cached but the last, which was never run; pages hold 16.
     assert second.report.num_cached_tokens == 64
+    assert second.report.num_run_tokens == 73 - 64 + 3
     fresh = tiny_engine(model=tiny_model(ends=False)).generate(
         Request(prompt=turn, max_new_tokens=4)
     )

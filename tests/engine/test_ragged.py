@@ -72,7 +72,8 @@ def requests() -> list[Request]:
         Request(prompt=COPIES[:5], method="speculative", max_new_tokens=12, options=trees),
         Request(prompt=COPIES, method="block_diffusion", max_new_tokens=8),
     ]
-    return [*texts, Request(prompt=COPIES, method="lookahead", max_new_tokens=8)]
+    guesses = {"adaptive": False}
+    return [*texts, Request(prompt=COPIES, method="lookahead", max_new_tokens=8, options=guesses)]
 
 
 def test_windows(request: pytest.FixtureRequest) -> None:

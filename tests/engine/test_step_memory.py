@@ -123,7 +123,7 @@ def large_step(
         (2, {"cache_dtype": "int8"}, {"method": "autoregressive", "temperature": 1.0}),
         (2, {"norm": "layer"}, {"method": "autoregressive"}),
         (1, {}, {"method": "block_diffusion"}),
-        (1, {}, {"method": "jacobi", "options": {"size": 4}}),
+        (1, {}, {"method": "jacobi", "options": {"size": 4, "adaptive": False}}),
         (
             1,
             {},

@@ -113,11 +113,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"canvas": [None, 9, None, None, 7, None], "max_new_tokens": None},
     ],
     "jacobi": [
-        {"temperature": 1.0, "seed": 3, "options": {"size": 5}},
+        {"temperature": 1.0, "seed": 3, "options": {"size": 5, "adaptive": False}},
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "logprobs": 2},
     ],
     "lookahead": [
-        {"temperature": 1.0, "seed": 3, "options": {"window": 4, "ngram": 3, "guesses": 2}},
+        {
+            "temperature": 1.0,
+            "seed": 3,
+            "options": {"window": 4, "ngram": 3, "guesses": 2, "adaptive": False},
+        },
         {"repetition_penalty": 1.2, "logprobs": 2},
     ],
     "mask_predict": [

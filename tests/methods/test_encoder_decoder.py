@@ -63,7 +63,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"guidance_scale": 1.7, "negative_prompt": [5, 6, 7], "options": {"adaptive": False}},
     ],
     "tree_search": [{"options": {"width": 3, "branch": 2, "depth": 3}}],
-    "jacobi": [{"temperature": 1.0, "options": {"size": 5}}],
+    "jacobi": [{"temperature": 1.0, "options": {"size": 5, "adaptive": False}}],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.methods.same_text import (
@@ -15,15 +16,18 @@ from tests.methods.same_text import (
 )
 from tests.tiny import tiny_engine, tiny_model
 
-from anyorder.core.request import Request
+from anyorder.core.request import Completion, Request
+from anyorder.engine.run import Run
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("size", [1, 6])
-def test_writes_the_plain_text(size: int, situation: str) -> None:
-    for completion in assert_same_text("jacobi", {"size": size}, situation):
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_writes_the_plain_text(adaptive: bool, size: int, situation: str) -> None:
+    options = {"size": size, "adaptive": adaptive}
+    for completion in assert_same_text("jacobi", options, situation):
         assert completion.report.exact
-        if situation == "together" and len(completion.choices) == 1:
+        if not adaptive and situation == "together" and len(completion.choices) == 1:
             assert completion.report.num_forward_passes <= len(completion.tokens)
 
 
@@ -49,7 +53,8 @@ def test_takes_the_passes_of_its_definition(size: int, length: int) -> None:
             num_right += 1
         num_final += num_right + 1
         guesses = answers[num_right + 1 :]
-    request = Request(prompt=prompt, method="jacobi", options={"size": size}, max_new_tokens=40)
+    options = {"size": size, "adaptive": False}
+    request = Request(prompt=prompt, method="jacobi", options=options, max_new_tokens=40)
     completion = tiny_engine(model=tiny_model(ends=False)).generate(request)
     assert completion.tokens == text[len(prompt) :]
     assert completion.report.num_forward_passes == num_passes <= num_new
@@ -59,7 +64,7 @@ def test_repetition_is_guessed_at_once() -> None:
     request = Request(
         prompt=[1, 2, 3],
         method="jacobi",
-        options={"size": 8},
+        options={"size": 8, "adaptive": False},
         max_new_tokens=24,
         logit_bias={5: 100.0},
     )
@@ -77,7 +82,11 @@ def test_repetition_is_guessed_at_once() -> None:
 def test_the_history_tells_guesses_and_what_was_taken_back() -> None:
     engine = tiny_engine(model=tiny_model(ends=False))
     request = Request(
-        prompt=[1, 2, 3], method="jacobi", options={"size": 4}, max_new_tokens=12, history=True
+        prompt=[1, 2, 3],
+        method="jacobi",
+        options={"size": 4, "adaptive": False},
+        max_new_tokens=12,
+        history=True,
     )
     completion = engine.generate(request)
     entries = completion.choices[0].history
@@ -88,3 +97,32 @@ def test_the_history_tells_guesses_and_what_was_taken_back() -> None:
     assert taken_back
     assert all(steps[place] > step for step, place in taken_back), "what was taken back came later"
     assert all(place < 12 for _, place in taken_back)
+
+
+def with_passes_that_cost(
+    each: float, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], **controls: Any
+) -> Completion:
+    """An answer where each token of a pass beyond the first costs this share of a plain pass."""
+
+    def seconds(run: Run, num_tokens: int, *_: object, **__: object) -> float:
+        return 1 + each * (num_tokens - 1)
+
+    monkeypatch.setattr(Run, "pass_seconds", seconds)
+    request = Request(
+        prompt=[1, 2, 3], method="jacobi", options=options, max_new_tokens=60, **controls
+    )
+    return tiny_engine(model=tiny_model(ends=False)).generate(request)
+
+
+def test_a_block_that_does_not_pay_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    dear = with_passes_that_cost(0.5, monkeypatch, {})
+    assert dear.report.num_forward_passes == 60
+    assert "speculation did not pay" in dear.report.notes[0]
+    always = with_passes_that_cost(0.5, monkeypatch, {"adaptive": False})
+    assert always.tokens == dear.tokens and not always.report.notes
+
+
+def test_a_block_that_pays_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_passes_that_cost(0.02, monkeypatch, {"size": 8}, logit_bias={5: 100.0})
+    assert found.tokens == [5] * 60
+    assert found.report.num_forward_passes < 12 and not found.report.notes

@@ -18,16 +18,22 @@ from tests.methods.same_text import (
 from tests.tiny import tiny_engine, tiny_model
 
 from anyorder.core.request import Request
+from anyorder.engine.run import Run
 
 SMALL = {"window": 3, "ngram": 3, "guesses": 2}
+ALWAYS = {"adaptive": False}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-@pytest.mark.parametrize("options", [{}, SMALL], ids=["defaults", "small"])
-def test_writes_the_plain_text(options: dict[str, object], situation: str) -> None:
+@pytest.mark.parametrize("options", [{}, SMALL, ALWAYS, SMALL | ALWAYS], ids=str)
+def test_writes_the_plain_text(options: dict[str, Any], situation: str) -> None:
     for completion in assert_same_text("lookahead", options, situation):
         assert completion.report.exact
-        if situation == "together" and len(completion.choices) == 1:
+        if (
+            not options.get("adaptive", True)
+            and situation == "together"
+            and len(completion.choices) == 1
+        ):
             assert completion.report.num_forward_passes <= len(completion.tokens)
 
 
@@ -75,7 +81,12 @@ def naive_passes(prompt: list[int], text: list[int], window: int, ngram: int, gu
 def test_takes_the_passes_of_its_definition(options: dict[str, int], length: int) -> None:
     prompt = ids(5, length)
     text = greedy(prompt, 40)
-    request = Request(prompt=prompt, method="lookahead", options=options, max_new_tokens=40)
+    request = Request(
+        prompt=prompt,
+        method="lookahead",
+        options={**options, **ALWAYS},
+        max_new_tokens=40,
+    )
     completion = tiny_engine(model=tiny_model(ends=False)).generate(request)
     assert completion.tokens == text[length:]
     assert completion.report.num_forward_passes == naive_passes(prompt, text, **options) < 40
@@ -103,7 +114,7 @@ def test_runs_no_more_tokens_than_it_says() -> None:
     model = tiny_model(ends=False)
     network: Any = _Counting(model.network)
     engine = tiny_engine(model=dataclasses.replace(model, network=network))
-    options = {"window": 1, "ngram": 9, "guesses": 3}
+    options = {"window": 1, "ngram": 9, "guesses": 3} | ALWAYS
     request = Request(
         prompt=list(range(1, 21)), method="lookahead", options=options, max_new_tokens=60
     )
@@ -123,7 +134,7 @@ def test_nothing_is_guessed_beyond_the_length_limit(options: dict[str, int]) -> 
     request = Request(
         prompt=[1, 2, 3],
         method="lookahead",
-        options=options,
+        options={**options, **ALWAYS},
         max_new_tokens=40,
         logit_bias={5: 100.0, 6: 99.5},
         no_repeat_ngram=9,
@@ -137,7 +148,7 @@ def test_repetition_is_found_in_the_pool() -> None:
     request = Request(
         prompt=[1, 2, 3],
         method="lookahead",
-        options={"window": 2, "ngram": 4, "guesses": 1},
+        options={"window": 2, "ngram": 4, "guesses": 1} | ALWAYS,
         max_new_tokens=30,
         logit_bias={5: 100.0},
     )
@@ -146,3 +157,25 @@ def test_repetition_is_found_in_the_pool() -> None:
     # Once columns of fives are pooled: three more and one after them, or the window's own chain.
     assert completion.report.num_forward_passes < 15
     assert sum(entry.drafted for entry in completion.trace) > 15
+
+
+@pytest.mark.parametrize(("each", "most"), [(0.2, 60), (0.01, 30)])
+def test_guesses_only_while_it_pays(
+    each: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a tree costs several plain passes, nothing is guessed, whatever the text."""
+
+    def seconds(run: Run, num_tokens: int, *_: object, **__: object) -> float:
+        return 1 + each * (num_tokens - 1)
+
+    monkeypatch.setattr(Run, "pass_seconds", seconds)
+    request = Request(
+        prompt=[1, 2, 3], method="lookahead", max_new_tokens=60, logit_bias={5: 100.0}
+    )
+    completion = tiny_engine().generate(request)
+    assert completion.tokens == [5] * 60
+    if each < 0.1:
+        assert completion.report.num_forward_passes < most and not completion.report.notes
+    else:
+        assert completion.report.num_forward_passes == most
+        assert "speculation did not pay" in completion.report.notes[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,24 @@ def test_a_grade_that_promises_little_is_not_tried_where_passes_are_dear() -> No
     assert [choose(1, 0.5) for _ in range(300)] == [0] * 300, "nothing was tried: no trials"
     assert choose(8, 0.5) > 1, "so that all credit is left for one that promises much"
     assert choose(1, 0.01) > 0
+
+
+def test_everybody_waits_for_a_longer_pass() -> None:
+    """What pays for a text alone does not where seven others would wait for it."""
+    options: dict[str, Any] = {
+        "plain": 1.0,
+        "check": lambda k: 1 + 0.05 * k,
+        "draft": lambda k: 0.0,
+    }
+    alone, together = (DraftLength(16, lambda grade: 0.75) for _ in range(2))
+    assert alone.choose(0, **options) > 2
+    lengths = [together.choose(0, **options, others=7) for _ in range(10)]
+    assert max(lengths) <= 2, lengths
+    free = {**options, "check": lambda k: 1 + 0.0001 * k}
+    assert together.choose(0, **free, others=7) > 2, "a pass that is hardly longer"
+    chances = [0.6, 0.5, 0.4, 0.3]
+    kept = [
+        alone.worth_checking(chances, check=options["check"], drafting=1.0, others=others)
+        for others in (0, 30)
+    ]
+    assert len(kept[0]) == 4 and len(kept[1]) < 4

@@ -199,3 +199,19 @@ def test_edits_need_another_token_that_is_likely() -> None:
     ]
     assert revision("edit").replace(old, new) == [0]
     assert revision("edit", level=0.3).replace(old, new) == [0, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": 0.5}], ids=str)
+@pytest.mark.parametrize("name", lookup.names("sampling/unmasking"))
+def test_policies_that_read_chances_say_so(name: str, options: dict[str, float]) -> None:
+    """Nothing is rolled for the others."""
+    if "noise" in options and not hasattr(policy(name), "noise"):
+        return
+    commit = policy(name, **options)
+    chosen = set()
+    for number in range(20):
+        chances = [uniform(0, number, place) for place in range(6)]
+        columns = {"chance": chances, "margin": [0.1] * 6, "entropy": [0.2] * 6}
+        everyone = found([0.5, 0.4, 0.45, 0.3, 0.35, 0.6], **columns)
+        chosen.add(tuple(commit.choose(everyone, step(2))))
+    assert commit.reads_chance == (len(chosen) > 1)

@@ -231,6 +231,10 @@ class Context(Protocol):
         """How long a pass takes in which this request runs so many tokens, beside what others run
         at the moment; from passes measured on this machine. None: too few were measured yet."""
 
+    @property
+    def num_others(self) -> int:
+        """How many other texts shared the target's latest pass; they wait for longer ones too."""
+
     def note(self, text: str) -> None:
         """Tell the user something about how the answer was made (`Report.notes`), once."""
 

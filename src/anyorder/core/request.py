@@ -238,6 +238,9 @@ class Report:
     prefill_seconds: float
     """From admission to the first answer of the model."""
     decode_seconds: float
+    num_run_tokens: int = 0
+    """Tokens that those passes ran for it, all roles together: the prompt, guesses, a whole canvas
+    each time it is run, and what is replayed."""
     num_preemptions: int = 0
     """How often the request lost its pages and was replayed."""
     mean_accepted_length: float | None = None

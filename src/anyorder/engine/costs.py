@@ -27,6 +27,8 @@ class PassCosts:
     def __init__(self) -> None:
         self._seconds: dict[Hashable, dict[int, deque[float]]] = {}
         self._latest: dict[Hashable, Mapping[Hashable, int]] = {}
+        self._known: dict[Hashable, dict[int, float]] = {}
+        """What `_known` says, until the next pass of that model: many ask for many sizes."""
 
     def record(
         self, role: str, layers: int | None, num_tokens: Mapping[Hashable, int], seconds: float
@@ -37,6 +39,12 @@ class PassCosts:
         if total <= _LARGEST:
             sizes = self._seconds.setdefault((role, layers), {})
             sizes.setdefault(_size(total), deque(maxlen=_SAMPLES)).append(seconds)
+            self._known.pop((role, layers), None)
+
+    def num_others(self, role: str, layers: int | None, *, run: Hashable) -> int:
+        """How many others shared the latest pass, with this run or without it."""
+        latest = self._latest.get((role, layers), {})
+        return len(latest) - (run in latest)
 
     def seconds(
         self, role: str, layers: int | None, num_tokens: int, *, run: Hashable
@@ -46,7 +54,9 @@ class PassCosts:
         latest = self._latest.get((role, layers), {})
         total = num_tokens + sum(latest.values()) - latest.get(run, 0)
         sizes = self._seconds.get((role, layers), {})
-        known = _known(sizes)
+        if (role, layers) not in self._known:
+            self._known[role, layers] = _known(sizes)
+        known = self._known[role, layers]
         own = known.get(_size(total))
         if own is not None and len(sizes[_size(total)]) >= _TRUSTED:
             return own

@@ -331,6 +331,8 @@ class Engine:
         for handle in {piece.job.run.handle for piece in pieces}:
             handle.num_passes += 1
             handle.passes_by_role[name] += 1
+        for piece in pieces:
+            piece.job.run.handle.num_run_tokens += len(piece.tokens)
         questions: list[Question] = []
         try:
             questions = run_pass(role, pieces)

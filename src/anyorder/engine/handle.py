@@ -55,6 +55,7 @@ class Handle:
         self.completion: Completion | None = None
         self.error: Exception | None = None
         self.num_passes = 0
+        self.num_run_tokens = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.passes_by_role: Counter[str] = Counter()
@@ -106,6 +107,7 @@ class Handle:
                 queue_seconds=admitted - self.submitted_at,
                 prefill_seconds=answered - admitted,
                 decode_seconds=ended - answered,
+                num_run_tokens=self.num_run_tokens,
                 num_preemptions=self.num_preemptions,
                 mean_accepted_length=self.num_checked / self.num_checks
                 if self.num_checks

@@ -233,6 +233,10 @@ class Run:
     ) -> float | None:
         return self._costs.seconds(role, layers, num_tokens, run=self)
 
+    @property
+    def num_others(self) -> int:
+        return self._costs.num_others("target", None, run=self)
+
     def note(self, text: str) -> None:
         if text not in self.handle.notes:
             self.handle.notes.append(text)

@@ -41,8 +41,15 @@ class Question:
     job: Job
     row: int
     """Offset into the job's own request."""
-    hidden_W: torch.Tensor
-    """Its final hidden state; a view."""
+    hidden_NW: torch.Tensor
+    """The pass's final hidden states ..."""
+    at: int
+    """... and which of them is the row's."""
+
+    @property
+    def hidden_W(self) -> torch.Tensor:
+        """Its final hidden state; a view."""
+        return self.hidden_NW[self.at]
 
 
 def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
@@ -67,7 +74,7 @@ def run_pass(role: Role, pieces: Seq[Piece]) -> list[Question]:
         role.store.commit(job.sequence, piece.tokens, piece.attention)
         for row in piece.rows:
             own = piece.start - job.request.start + row
-            questions.append(Question(job=job, row=own, hidden_W=hidden_NW[first + row]))
+            questions.append(Question(job=job, row=own, hidden_NW=hidden_NW, at=first + row))
         if not piece.replay:
             job.num_done += len(piece.tokens)
             if job.request.outputs.features:
@@ -99,7 +106,7 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         questions = [question for question in questions if _reads_logits(question)]
     for first in range(0, len(questions), MAX_LOGIT_ROWS):
         part = questions[first : first + MAX_LOGIT_ROWS]
-        logits_MV = role.network.logits(torch.stack([q.hidden_W for q in part]))
+        logits_MV = role.network.logits(_hidden(part))
         if role.abilities.tells_ratios:
             requests = [q.job.request for q in part]
             standing = [r.tokens[q.row] for r, q in zip(requests, part, strict=True)]
@@ -131,6 +138,16 @@ def answer(role: Role, questions: Seq[Question]) -> None:
         rows = [sampler_row(part[index].job, part[index].row) for index in now]
         for index, result in zip(now, sample(logits_MV, rows), strict=True):
             part[index].job.rows[part[index].row] = result
+
+
+def _hidden(questions: Seq[Question]) -> torch.Tensor:
+    """Final hidden states [M, W] of the rows."""
+    states_NW, places = questions[0].hidden_NW, [question.at for question in questions]
+    if any(question.hidden_NW is not states_NW for question in questions):
+        return torch.stack([question.hidden_W for question in questions])
+    if places == list(range(places[0], places[0] + len(places))):
+        return states_NW[places[0] : places[-1] + 1]
+    return states_NW[torch.tensor(places, device=states_NW.device)]
 
 
 def _reads_logits(question: Question) -> bool:

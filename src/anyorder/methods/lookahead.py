@@ -12,8 +12,10 @@ of a column has the one before it as its parent, so that it stands one place fur
 branches beside them, equal beginnings are run once, and the check may accept any of it.
 
 The pool belongs to the request; the window begins with the end of the prompt, repeated, and moves
-on by one place a pass, however many tokens became final (as in the paper's code). Not here: prompt
-log-probabilities.
+on by one place a pass, however many tokens became final (as in the paper's code). Where all that
+does not pay on this machine and in the company of other requests, both branches rest and are tried
+now and then, as with `speculative`; with `adaptive=false` they never rest, as in the paper. Not
+here: prompt log-probabilities.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ from anyorder.core.forward import (
 )
 from anyorder.core.method import Context, Method
 from anyorder.core.options import Range
+from anyorder.sampling.draft_length import DraftLength
+
+_HOPE = 0.3
+"""The share of passes with a right guess, before any was tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,9 @@ class Lookahead(Method):
     window: Annotated[int, Range(1, 64), "places guessed ahead at once"] = 7
     ngram: Annotated[int, Range(2, 16), "length of the n-grams, in tokens"] = 5
     guesses: Annotated[int, Range(1, 64), "n-grams with the same first token that are kept"] = 7
+    adaptive: Annotated[bool, "guess only while it pays on this machine; false: in every pass"] = (
+        True
+    )
 
     @property
     def num_scratch_tokens(self) -> int:
@@ -54,6 +63,7 @@ class Lookahead(Method):
         outputs = Outputs(logprob=False, top=context.request.logprobs, accepted=Check(first=1))
         pool: dict[int, list[tuple[int, ...]]] = {}
         columns = self._first_columns(text)
+        lengths = DraftLength(len(columns), lambda grade: _HOPE) if self.adaptive else None
         with context.sequence() as sequence:
             first = Outputs(top=context.request.logprobs)
             result = yield from forward(sequence, text, 0, outputs=first)
@@ -69,6 +79,9 @@ class Lookahead(Method):
                 for column in columns:
                     head = tree.add(head, column[0])
                     ends.append(tree.add_path(head, column[1:]))
+                rests = lengths is not None and not _pays(context, lengths, len(tree.tokens))
+                if rests:
+                    tree = _Tree(tokens=[text[-1]])
                 result = yield from forward(
                     sequence,
                     tree.tokens,
@@ -85,7 +98,14 @@ class Lookahead(Method):
                     num_drafted=len(verdict.accepted),
                 )
                 text += verdict.tokens
+                if rests:
+                    continue
+                if lengths is not None and len(tree.tokens) > 1:
+                    num_accepted = len(verdict.accepted)
+                    lengths.record(0, max(lengths.longest, num_accepted), num_accepted)
                 columns = self._advance(columns, [result.tokens[end] for end in ends], pool)
+        if lengths is not None and lengths.complaint:
+            context.note(lengths.complaint)
 
     def _first_columns(self, prompt: Seq[int]) -> list[list[int]]:
         """Columns of one token. One is dropped with every token that they grow by, since the text
@@ -111,6 +131,20 @@ class Lookahead(Method):
             known.insert(0, tuple(rest))
             del known[self.guesses :]
         return [column[1:] for column in grown]
+
+
+def _pays(context: Context, lengths: DraftLength, size: int) -> bool:
+    """Is it worth a pass over a tree of so many tokens? Any part of it may be accepted."""
+    if size == 1:
+        return True  # nothing is guessed
+    chosen = lengths.choose(
+        0,
+        plain=context.pass_seconds(1),
+        check=lambda length: context.pass_seconds(size),
+        draft=lambda length: 0.0,
+        others=context.num_others,
+    )
+    return chosen > 0
 
 
 @dataclass(kw_only=True, eq=False)

@@ -143,11 +143,8 @@ class Speculative(Method):
                 context.preview(rejected, [None] * len(rejected))
                 if lengths is not None:
                     lengths.record(draft.grade, _depth(draft), num_accepted)
-        if lengths is not None and lengths.num_plain > lengths.num_steps / 2:
-            context.note(
-                f"speculation did not pay: {lengths.num_plain} of {lengths.num_steps} steps went "
-                "without a draft."
-            )
+        if lengths is not None and lengths.complaint:
+            context.note(lengths.complaint)
 
     def _length(self, context: Context, session: DraftSession, lengths: DraftLength | None) -> int:
         """How far to draft now."""
@@ -163,6 +160,7 @@ class Speculative(Method):
                 1 + lengths.num_checked(self.drafter.num_tokens(length))
             ),
             draft=lambda length: self.drafter.seconds(context, length),
+            others=context.num_others,
         )
 
     def _worth(self, context: Context, draft: Draft, limit: int, lengths: DraftLength) -> list[int]:
@@ -170,6 +168,7 @@ class Speculative(Method):
             draft.chances,
             check=lambda count: context.pass_seconds(1 + count),
             drafting=self.drafter.seconds(context, limit),
+            others=context.num_others,
         )
 
     def _validate(self, draft: Draft, context: Context) -> None:

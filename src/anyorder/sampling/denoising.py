@@ -210,8 +210,10 @@ class Denoising:
                 step = Step(before=step.before, after=step.before, due=0)
             changed = self._reopen(filled, step, number)
             taken = self._edits(filled, answers)
-            rolled = [self._roll("commit", number, answers[place]) for place in open_places]
-            taken += self._choose(rolled, step)
+            found = [answers[place] for place in open_places]
+            if plan.commit.reads_chance:
+                found = [self._roll("commit", number, candidate) for candidate in found]
+            taken += self._choose(found, step)
             changed |= self._place(taken)
             if changed or ahead:
                 answers = {}
@@ -255,6 +257,8 @@ class Denoising:
 
     def _reopen(self, filled: list[int], step: Step, number: int) -> bool:
         """Take back what the policy wants back; did it want anything?"""
+        if not self._plan.revise.revises:
+            return False
         standing = [self._roll("revise", number, self._standing[place]) for place in filled]
         places = [filled[index] for index in self._plan.revise.reopen(standing, step)]
         for place in places:

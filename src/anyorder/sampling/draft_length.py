@@ -12,6 +12,10 @@ as that makes more tokens per second.
 Estimates err, and a text may change its nature, so an account is kept of what drafts have saved and
 lost, and the loss to expect of a draft must be covered. That bounds the loss on a text where no
 draft helps: about a pass, and then a small share of the time, whatever a check costs.
+
+Whoever shares the pass waits for a longer one too. With n others, who make a token each, the rate
+that counts is everybody's: n tokens more, whatever is drafted, and a token that is accepted saves
+the n + 1st part of a pass.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class DraftLength:
 
     def __init__(self, longest: int, prior: Callable[[int], float]) -> None:
         """`longest` draft in tokens; `prior` is the acceptance to expect of a grade at first."""
+        self.longest = longest
         self._prior = prior
         self._candidates = [k for k in _CANDIDATES if k < longest] + [longest]
         self._counts: dict[int, tuple[float, float]] = {}
@@ -55,12 +60,24 @@ class DraftLength:
         """What drafts may lose now, in plain passes."""
         self._losses: Callable[[int], float] = lambda length: 0.0
         """What a draft of this length loses if nothing of it is accepted, in plain passes."""
+        self._saved = 1.0
+        """What an accepted token saves, in plain passes: one of everybody's."""
         self._is_trial = False
         self._checked = 1.0
         """Share of a tree that was worth checking lately."""
         self.num_steps = 0
         self.num_plain = 0
         """Steps without a draft because none would have paid."""
+
+    @property
+    def complaint(self) -> str | None:
+        """What there is to tell where drafts hardly ever paid."""
+        if self.num_plain <= self.num_steps / 2:
+            return None
+        return (
+            f"speculation did not pay: {self.num_plain} of {self.num_steps} steps went without a "
+            "draft."
+        )
 
     def first(self, grade: int) -> float:
         """The chance that the first proposal is accepted."""
@@ -78,7 +95,7 @@ class DraftLength:
         of them accepted."""
         if not proposed:
             return
-        self._earn(accepted - self._losses(proposed))
+        self._earn(accepted * self._saved - self._losses(proposed))
         self._count(self._counts, grade, min(accepted, 1), 1)
         if accepted and proposed > 1:
             tried = accepted - 1 + (accepted < proposed)
@@ -100,11 +117,13 @@ class DraftLength:
         plain: float | None,
         check: Callable[[int], float | None],
         draft: Callable[[int], float],
+        others: int = 0,
     ) -> int:
         """How many tokens to draft; 0 for none.
 
         `plain` are the seconds of a pass over one token, `check(k)` of one over a draft of k and
-        the token before it, `draft(k)` what making the draft takes; None is unknown.
+        the token before it, `draft(k)` what making the draft takes; None is unknown. `others` is
+        how many other texts share the pass.
         """
         self.num_steps += 1
         self._is_trial = False
@@ -116,17 +135,18 @@ class DraftLength:
             checked = check(length)
             return ((seconds if checked is None else checked) + draft(length)) / seconds - 1
 
-        self._losses = losses
-        self._earn(_SHARE)
+        self._losses, self._saved = losses, 1 / (1 + others)
+        self._earn(_SHARE / (1 + others))
         first, later = self.first(grade), self.later(grade)
-        best, best_rate, trial = 0, _CAUTION, 0
+        best, best_rate, trial = 0, (others + _CAUTION) / (others + 1), 0
         for length in self._candidates:
             loss = losses(length)
             if loss == inf or loss * (1 - first) > self._funds:
                 continue
             expected = 1 + first * sum(later**n for n in range(length))
-            if expected / (1 + loss) > best_rate:
-                best, best_rate = length, expected / (1 + loss)
+            rate = (others + expected) / (others + 1) / (1 + loss)
+            if rate > best_rate:
+                best, best_rate = length, rate
             if length <= _TRIAL and grade in self._counts:
                 trial = length  # what was tried speaks against it, and may have changed
         if best:
@@ -141,12 +161,13 @@ class DraftLength:
         *,
         check: Callable[[int], float | None],
         drafting: float,
+        others: int = 0,
     ) -> list[int]:
         """Which tokens of a tree to check, in order: of the likeliest ones as many as make most
         tokens per second; all where `check(k)`, the seconds of a pass over k of them, is unknown.
-        `drafting` are the seconds that were spent on them all."""
+        `drafting` are the seconds that were spent on them all, `others` is as for `choose`."""
         ranked = sorted(range(len(chances)), key=lambda place: -chances[place])
-        best, best_rate, expected, before = len(ranked), 0.0, 1.0, 0
+        best, best_rate, expected, before = len(ranked), 0.0, others + 1.0, 0
         for count in sorted({*_CANDIDATES, len(ranked)}):
             if count > len(ranked):
                 break

@@ -46,6 +46,10 @@ def test_methods_run_on_the_first_model_that_can(folder: str) -> None:
     batch = found.batches[folder]
     assert batch.methods == ["autoregressive", "beam_search", "speculative"]
     assert len(batch.mixed) == len(batch.one_by_one) == 2 and not batch.differing
+    assert set(batch.seconds) == set(batch.methods) and batch.longest is not None
+    assert all(len(taken) == 2 for taken in batch.seconds.values())
+    assert batch.longest[0] in batch.methods and 1 / 3 <= batch.longest[1] < 1
+    assert batch.run_tokens is not None and batch.run_tokens > 1
     assert batch.ratio > 0 and list(found.batches) == [folder]
 
 

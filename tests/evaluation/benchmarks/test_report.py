@@ -49,6 +49,8 @@ def test_data_goes_through_json() -> None:
     found = results()
     found.methods.alone["a"] = MethodSpeed(model="m", tokens_per_pass=2.0, tokens_per_second=[3.0])
     found.methods.batches["m"] = MixedSpeed(methods=["a", "b"], mixed=[2.0], one_by_one=[1.0])
+    found.methods.batches["m"].seconds = {"a": [1.0, 3.0], "b": [6.0, 6.0]}
+    assert found.methods.batches["m"].longest == ("b", 0.75)
     again = Results.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found and again.figures.num_rounds == 3
     for bad in ({}, [], {**found.to_dict(), "more": 1}, {**found.to_dict(), "figures": 3}):
@@ -140,7 +142,16 @@ def test_everything_is_told() -> None:
     )
     found.methods = MethodResults(
         alone={"jacobi": MethodSpeed(model="m", tokens_per_pass=1.5, tokens_per_second=[9.0, 8.0])},
-        batches={"m": MixedSpeed(methods=["a", "b"], mixed=[4.0], one_by_one=[2.0])},
+        batches={
+            "m": MixedSpeed(
+                methods=["a", "b"],
+                mixed=[4.0],
+                one_by_one=[2.0],
+                seconds={"a": [1.0], "b": [3.0]},
+                run_tokens=2.25,
+            ),
+            "older": MixedSpeed(methods=["a", "b"], mixed=[4.0], one_by_one=[2.0]),
+        },
         left_out={"ctc": "no network"},
     )
     text = report.markdown(found)
@@ -148,6 +159,7 @@ def test_everything_is_told() -> None:
         *("llama.cpp BF16 failed at prefill: no room", "CTranslate2 int8: no wheel"),
         *("cpu abacus, cores 2\n", "anyorder 0.1", "3 rounds", "2 threads"),
         *("ctc was left out: no network", "**2.00** [2.00–2.00]", "the same"),
+        *("| b 75% ", "| 2.2 ", "| older "),
     ):
         assert words in text, words
     for table in re.findall(r"(?:^\|.*\n)+", text, re.M):

@@ -26,11 +26,25 @@ class MixedSpeed:
     one_by_one: list[float] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     """Methods whose tokens were others in company; there should be none."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each method's requests by themselves."""
+    run_tokens: float | None = None
+    """Tokens that passes run for each new one, method by method."""
 
     @property
     def ratio(self) -> float:
         """How many times faster all together are."""
         return statistics.median(self.mixed) / statistics.median(self.one_by_one)
+
+    @property
+    def longest(self) -> tuple[str, float] | None:
+        """The method that takes longest by itself, and its share of all methods' time. Together
+        they take at least as long as it does."""
+        if not self.seconds:
+            return None
+        medians = {name: statistics.median(taken) for name, taken in self.seconds.items()}
+        name = max(medians, key=lambda name: medians[name])
+        return name, medians[name] / sum(medians.values())
 
 
 @dataclass(kw_only=True)

@@ -95,12 +95,18 @@ def _round(
         return
     batch = results.batches.setdefault(model, MixedSpeed(methods=list(requests)))
     apart: dict[str, list[list[int]]] = {}
-    began = time.perf_counter()
+    seconds, num_run = 0.0, 0
     for name, own in requests.items():
-        apart[name] = [answer.tokens for answer in engine.generate(own)]
-    seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        answers = engine.generate(own)
+        taken = time.perf_counter() - began
+        apart[name] = [answer.tokens for answer in answers]
+        batch.seconds.setdefault(name, []).append(taken)
+        seconds += taken
+        num_run += sum(answer.report.num_run_tokens for answer in answers)
     num_new = sum(len(tokens) for found in apart.values() for tokens in found)
     batch.one_by_one.append(num_new / seconds)
+    batch.run_tokens = num_run / num_new
     began = time.perf_counter()
     everybody = engine.generate([request for own in requests.values() for request in own])
     seconds = time.perf_counter() - began

@@ -277,6 +277,7 @@ def mixed(results: MethodResults) -> Table:
     rows: list[dict[str, Cell]] = []
     for model, batch in results.batches.items():
         ratio, least, most = ratios(batch.mixed, batch.one_by_one)
+        name, share = batch.longest or ("", 0.0)
         rows.append(
             {
                 "model": model,
@@ -284,6 +285,8 @@ def mixed(results: MethodResults) -> Table:
                 "mixed": spread(batch.mixed),
                 "apart": spread(batch.one_by_one),
                 "ratio": f"**{ratio:.2f}** [{least:.2f}–{most:.2f}]",
+                "longest": f"{name} {share:.0%}" if name else "–",
+                "run": "–" if batch.run_tokens is None else f"{batch.run_tokens:.1f}",
                 "goal": f"at least {MIXED_GOAL:g}x",
                 "met": "yes" if ratio >= MIXED_GOAL else "**no**",
                 "tokens": f"differ: {', '.join(batch.differing)}"
@@ -297,6 +300,8 @@ def mixed(results: MethodResults) -> Table:
         "mixed": "all in one batch, tok/s",
         "apart": "method by method, tok/s",
         "ratio": "ratio",
+        "longest": "longest by itself",
+        "run": "run for a new token",
         "goal": "goal",
         "met": "met",
         "tokens": "tokens",

@@ -86,6 +86,11 @@ class Commit:
     def __post_init__(self) -> None:
         validate(self)
 
+    @property
+    def reads_chance(self) -> bool:
+        """Does it look at the candidates' random numbers?"""
+        return False
+
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """Which of the candidates to take, by index, the most wanted first."""
         raise AssertionError(f"{type(self).__name__} does not define choose()")

@@ -21,6 +21,11 @@ class Ancestral(Commit):
 
     needs_steps: ClassVar[bool] = True
 
+    @property
+    def reads_chance(self) -> bool:
+        """See Commit."""
+        return True
+
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
         return [i for i, candidate in enumerate(candidates) if candidate.chance < step.share]

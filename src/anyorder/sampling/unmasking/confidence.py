@@ -21,6 +21,11 @@ class Confidence(Commit):
         float, Range(0.0), "0: the best; else drawn in proportion to exp(probability / noise)"
     ] = 0.0
 
+    @property
+    def reads_chance(self) -> bool:
+        """See Commit."""
+        return self.noise > 0
+
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
         scores = [candidate.probability for candidate in candidates]

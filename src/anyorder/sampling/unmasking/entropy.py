@@ -20,6 +20,11 @@ class Entropy(Commit):
         float, Range(0.0), "0: the best; else drawn in proportion to exp(-entropy / noise)"
     ] = 0.0
 
+    @property
+    def reads_chance(self) -> bool:
+        """See Commit."""
+        return self.noise > 0
+
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
         scores = [-candidate.entropy for candidate in candidates]

@@ -20,6 +20,11 @@ class Random(Commit):
 
     blind: ClassVar[bool] = True
 
+    @property
+    def reads_chance(self) -> bool:
+        """See Commit."""
+        return True
+
     def choose(self, candidates: Seq[Candidate], step: Step) -> list[int]:
         """See Commit."""
         return ranked([candidate.chance for candidate in candidates])[: step.due]

@@ -161,7 +161,7 @@ def test_products_are_those_of_the_rounded_inputs(
     weight_OI = draw(num_outputs, width, dtype=torch.float32, seed=1)
     bias_O = draw(num_outputs, dtype=dtype, seed=2)
     layer = QuantizedLinear(weight_OI, bias_O, bits)
-    for num_rows in (1, 2, 3, 4, 6, 33):
+    for num_rows in (*range(1, 15), 33):  # every tile
         x_NI = draw(num_rows, width, dtype=dtype)
         exact = F.linear(rounded_inputs(x_NI), layer.expanded(torch.float64), bias_O.double())
         got = layer(x_NI)
@@ -178,8 +178,11 @@ def test_rows_are_independent_and_threads_change_nothing(level: int, bits: Bits)
     together = layer(x_NI)
     for first, count in [(0, 1), (3, 2), (5, 3), (7, 4), (8, 9), (39, 1), (60, 80)]:
         assert torch.equal(layer(x_NI[first : first + count]), together[first : first + count])
-    torch.set_num_threads(3)
-    assert torch.equal(layer(x_NI), together)
+    for count in range(1, 20):  # every tile
+        assert torch.equal(layer(x_NI[:count]), together[:count])
+    for threads in (2, 3, 12):  # more than there are pieces
+        torch.set_num_threads(threads)
+        assert torch.equal(layer(x_NI), together)
     torch.set_num_threads(1)
 
 

@@ -41,16 +41,23 @@ def answer(
     scores: dict[int, NDArray[Any]] = {}
     if scores_MV is not None:
         scores = dict(zip(work, scores_MV.numpy(), strict=True))
+    is_models = source_RV is logits_RV
     return [
-        _answer(logits[index], scores.get(index, source[index]), row)
+        _answer(logits[index], scores.get(index, None if is_models else source[index]), row)
         for index, row in enumerate(rows)
     ]
 
 
-def _answer(logits_V: NDArray[Any], scores_V: NDArray[Any], row: Row) -> RowResult:
+def _answer(logits_V: NDArray[Any], scores_V: NDArray[Any] | None, row: Row) -> RowResult:
+    """`scores_V`: None where they are the logits themselves, whose peak is looked for once."""
     result, outputs = RowResult(), row.outputs
+    peak = None
+    if scores_V is None:
+        scores_V = logits_V
     if outputs.token:
         token = int(scores_V.argmax())
+        if scores_V is logits_V:
+            peak = token
         # Also finds NaN, which argmax takes for the largest.
         if not math.isfinite(scores_V[token]):
             result.error = "no finite score"
@@ -62,14 +69,14 @@ def _answer(logits_V: NDArray[Any], scores_V: NDArray[Any], row: Row) -> RowResu
         result.token = token
     logprob = outputs.logprob and outputs.token
     if logprob or outputs.entropy or outputs.margin or outputs.top or row.given is not None:
-        _describe(logits_V, row, result)
+        _describe(logits_V, int(logits_V.argmax()) if peak is None else peak, row, result)
     return result
 
 
-def _describe(logits_V: NDArray[Any], row: Row, result: RowResult) -> None:
+def _describe(logits_V: NDArray[Any], likeliest: int, row: Row, result: RowResult) -> None:
     """Fill in what is asked of the model's distribution."""
     outputs = row.outputs
-    peak = logits_V[logits_V.argmax()]
+    peak = logits_V[likeliest]
     if not math.isfinite(peak):
         result.error = "no finite score"
         return

@@ -39,29 +39,36 @@ struct Rotation {
     int64_t width;
 };
 
-// Inputs of a quantised matrix, one row: values [width], for each 32 of them a scale, and their sum:
-// scaled, for weights of 4 bits, or -128 times, for those of 8.
-struct QuantizedRow {
-    int8_t* values;
-    float *scales, *sums;
-    int32_t* offsets;
+// Of 32 inputs of a quantised matrix: their scale, and what their sum adds to every output, which is
+// scaled for weights of 4 bits, and -128 times for those of 8.
+struct InputGroup {
+    float scale;
+    union {
+        float sum;
+        int32_t offset;
+    };
 };
 
+struct QuantizedRow {
+    int8_t* values;       // [width]
+    InputGroup* groups;   // [width / 32]
+};
+
+// Inputs of a quantised matrix. A row's groups lie behind its values, so that one pointer reaches all
+// of it: those of several rows must fit into the processor's registers.
 class QuantizedRows {
   public:
     QuantizedRows(int64_t num_rows, int64_t width)
-        : width_(width), values_(num_rows * width), scales_(num_rows * width / 32),
-          sums_(num_rows * width / 32), offsets_(num_rows * width / 32) {}
+        : width(width), row_bytes(width + width / 32 * static_cast<int64_t>(sizeof(InputGroup))),
+          memory_(num_rows * row_bytes) {}
     QuantizedRow operator[](int64_t n) {
-        return {values_.data() + n * width_, scales_.data() + n * width_ / 32,
-                sums_.data() + n * width_ / 32, offsets_.data() + n * width_ / 32};
+        int8_t* values = memory_.data() + n * row_bytes;
+        return {values, reinterpret_cast<InputGroup*>(values + width)};
     }
+    const int64_t width, row_bytes;
 
   private:
-    int64_t width_;
-    std::vector<int8_t> values_;
-    std::vector<float> scales_, sums_;
-    std::vector<int32_t> offsets_;
+    std::vector<int8_t> memory_;
 };
 
 struct Pass {

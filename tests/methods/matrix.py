@@ -44,7 +44,7 @@ REVISING: dict[str, dict[str, object]] = {
         "part_length": 2,
         "heading": "",
     },
-    "speculative": {"adaptive": False},
+    **{key: {"adaptive": False} for key in ("speculative", "jacobi", "lookahead")},
 }
 """What makes a method take tokens back, where its defaults do not, or only if time allows."""
 Outcome = bool | str

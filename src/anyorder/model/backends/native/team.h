@@ -3,8 +3,8 @@
 // Every thread has a stretch of its own, which it takes piece by piece from front to back: what comes
 // next in memory is then what it needs next. One that has finished helps the others, so that a thread
 // that is held up (another process has its core, or its core is slower) leaves the rest to them. Who
-// computes a piece changes nothing about its result. Waiting threads spin for some microseconds and then let others run: a thread
-// that only spins would keep the core from the one it waits for.
+// computes a piece changes nothing about its result. Waiting threads spin for some microseconds and
+// then let others run: a thread that only spins would keep the core from the one it waits for.
 
 #pragma once
 #include <sched.h>

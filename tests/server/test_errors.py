@@ -260,7 +260,7 @@ def test_a_failing_tick_ends_what_runs_and_no_more(
 ) -> None:
     scheduler = live.service.engine._scheduler
 
-    def select() -> Any:
+    def select(shift: int | None = None) -> Any:
         monkeypatch.undo()
         raise RuntimeError("nobody's fault")
 

@@ -124,3 +124,28 @@ def test_probabilities_far_below_what_float32_holds() -> None:
     assert float(found.detach()) == pytest.approx(-23.0 * (size - 1))
     found.sum().backward()
     assert float(emissions.grad.sum()) == pytest.approx(size - 1)  # type: ignore[union-attr]
+
+
+def test_the_only_path_may_begin_where_hardly_any_does() -> None:
+    """Beside e^0 the beginning e^-800 is nothing, even in float64; but that one leads on."""
+    links = torch.full((1, 4, 4), -torch.inf)
+    links[0, 0, 1], links[0, 0, 2], links[0, 1, 3] = -800.0, 0.0, 0.0
+    links.requires_grad_(True)
+    found = log_likelihood(links, torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([4]))
+    assert float(found.detach()) == pytest.approx(-800.0)
+    found.sum().backward()
+    assert links.grad is not None and links.grad.nonzero().tolist() == [[0, 0, 1], [0, 1, 3]]
+
+
+def test_each_token_is_emitted_once_to_the_last_digit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    num_tokens, size = 40, 80
+    behind = torch.ones(size, size, dtype=torch.bool).triu(1)
+    links = torch.randn(1, size, size, generator=generator).masked_fill(~behind, -torch.inf)
+    links = links.log_softmax(2).masked_fill(~behind, -torch.inf)
+    emissions = torch.randn(1, num_tokens, size, generator=generator) - 5
+    emissions.requires_grad_(True)
+    given = torch.tensor([num_tokens]), torch.tensor([size])
+    log_likelihood(links, emissions, *given).sum().backward()
+    assert emissions.grad is not None
+    assert (emissions.grad.double().sum(2) - 1).abs().max() < 1e-6

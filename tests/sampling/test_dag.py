@@ -126,10 +126,11 @@ def test_probabilities_far_below_what_float32_holds() -> None:
     assert float(emissions.grad.sum()) == pytest.approx(size - 1)  # type: ignore[union-attr]
 
 
-def test_the_only_path_may_begin_where_hardly_any_does() -> None:
-    """Beside e^0 the beginning e^-800 is nothing, even in float64; but that one leads on."""
+def test_the_likeliest_path_may_begin_where_hardly_any_does() -> None:
+    """Beside e^0 the beginning e^-800 is nothing, even in float64; but that one leads on, and the
+    other hardly does."""
     links = torch.full((1, 4, 4), -torch.inf)
-    links[0, 0, 1], links[0, 0, 2], links[0, 1, 3] = -800.0, 0.0, 0.0
+    links[0, 0, 1], links[0, 0, 2], links[0, 1, 3], links[0, 2, 3] = -800.0, 0.0, 0.0, -900.0
     links.requires_grad_(True)
     found = log_likelihood(links, torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([4]))
     assert float(found.detach()) == pytest.approx(-800.0)

@@ -129,16 +129,18 @@ def test_probabilities_far_below_what_float32_holds() -> None:
 def test_the_likeliest_path_may_begin_where_hardly_any_does() -> None:
     """Beside e^0 the beginning e^-800 is nothing, even in float64; but that one leads on, and the
     other hardly does."""
-    links = torch.full((1, 4, 4), -torch.inf)
-    links[0, 0, 1], links[0, 0, 2], links[0, 1, 3], links[0, 2, 3] = -800.0, 0.0, 0.0, -900.0
+    links = torch.full((1, 6, 6), -torch.inf)
+    for before, here in ((0, 1), (1, 3), (3, 5), (0, 2)):
+        links[0, before, here] = 0.0
+    links[0, 2, 4] = links[0, 4, 5] = -450.0
+    emissions = torch.zeros(1, 3, 6)
+    emissions[0, 0, 1] = -800.0
     links.requires_grad_(True)
-    found = log_likelihood(links, torch.zeros(1, 2, 4), torch.tensor([2]), torch.tensor([4]))
+    found = log_likelihood(links, emissions, torch.tensor([3]), torch.tensor([6]))
     assert float(found.detach()) == pytest.approx(-800.0)
     found.sum().backward()
-    assert links.grad is not None and links.grad.round().nonzero().tolist() == [
-        [0, 0, 1],
-        [0, 1, 3],
-    ]
+    assert links.grad is not None
+    assert links.grad.round().nonzero().tolist() == [[0, 0, 1], [0, 1, 3], [0, 3, 5]]
 
 
 def test_each_token_is_emitted_once_to_the_last_digit() -> None:

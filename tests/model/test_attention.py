@@ -63,6 +63,28 @@ def naive(
     return out.flatten(1)
 
 
+def fresh(visible: str, num_queries: int, generator: torch.Generator) -> AttentionGroup:
+    """New tokens of two requests; each sees itself, and as `visible` says."""
+    visibles = {
+        "causal": None,
+        "all": torch.ones(1, num_queries, num_queries, dtype=torch.bool),
+        "scattered": torch.rand(2, num_queries, num_queries, generator=generator) < 0.5,
+    }
+    seen_RQK = visibles[visible]
+    if seen_RQK is not None:
+        seen_RQK |= torch.eye(num_queries, dtype=torch.bool)
+    positions_RQ = torch.arange(num_queries).expand(2, -1)
+    return AttentionGroup(
+        first_row=0,
+        num_requests=2,
+        num_queries=num_queries,
+        pages_RP=None,
+        query_positions_RQ=positions_RQ,
+        key_positions_RK=positions_RQ,
+        visible_RQK=seen_RQK,
+    )
+
+
 @pytest.mark.parametrize("window", [None, 3, 4, 5])
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(HEADS)])
 @pytest.mark.parametrize("num_queries", [1, 5])
@@ -76,23 +98,7 @@ def test_attend_by_definition(
         torch.randn(2 * num_queries, heads, WIDTH, generator=generator, dtype=torch.float64)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    visibles = {
-        "causal": None,
-        "all": torch.ones(1, num_queries, num_queries, dtype=torch.bool),
-        "scattered": torch.rand(2, num_queries, num_queries, generator=generator) < 0.5,
-    }
-    if visible == "scattered":
-        visibles[visible] |= torch.eye(num_queries, dtype=torch.bool)
-    positions = torch.arange(num_queries).expand(2, -1)
-    group = AttentionGroup(
-        first_row=0,
-        num_requests=2,
-        num_queries=num_queries,
-        pages_RP=None,
-        query_positions_RQ=positions,
-        key_positions_RK=positions,
-        visible_RQK=visibles[visible],
-    )
+    group = fresh(visible, num_queries, generator)
     pattern = Pattern(scale=0.3, window=window, slopes=slopes)
     out = attend(queries, keys, values, group, None, 0, pattern)
     shape = (2, num_queries, KV_HEADS, WIDTH)
@@ -211,29 +217,13 @@ def test_bfloat16_learns_what_float64_would(
     ]
     rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
     wanted_NV = torch.randn(2 * num_queries, HEADS * WIDTH, generator=generator)
-    visibles = {
-        "causal": None,
-        "all": torch.ones(1, num_queries, num_queries, dtype=torch.bool),
-        "scattered": torch.rand(2, num_queries, num_queries, generator=generator) < 0.6,
-    }
-    seen_RQK = visibles[visible]
-    if seen_RQK is not None:
-        seen_RQK |= torch.eye(num_queries, dtype=torch.bool)
-    positions_RQ = torch.arange(num_queries).expand(2, -1)
-
-    def group() -> AttentionGroup:
-        return AttentionGroup(
-            first_row=0,
-            num_requests=2,
-            num_queries=num_queries,
-            pages_RP=None,
-            query_positions_RQ=positions_RQ,
-            key_positions_RK=positions_RQ,
-            visible_RQK=seen_RQK,
-        )
-
     pattern = Pattern(scale=WIDTH**-0.5, slopes=slopes)
     queries, keys, values = exact
+
+    def group() -> AttentionGroup:
+        """Anew for each type, as it keeps the masks of its pass."""
+        return fresh(visible, num_queries, torch.Generator().manual_seed(1))
+
     shape = (2, num_queries, KV_HEADS, WIDTH)
     expected = naive(queries, keys.view(shape), values.view(shape), group(), pattern)
     (expected * wanted_NV).sum().backward()

@@ -12,6 +12,7 @@ tasks:
   brier         BrierLM: from draws alone, so on one scale for all ways of decoding
   exposure      do errors add up on the model's own text? against an --oracle
   classification  accuracy and FLOPs of a classifier with early exits
+  restoration   what an autoencoder of patches (CALM) gives back
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 TASKS = (
     *("likelihood", "translation", "drafting", "quality"),
-    *("brier", "exposure", "classification"),
+    *("brier", "exposure", "classification", "restoration"),
 )
 _SHARED = frozenset({"models", "data", "task", "json", "output", "dtype"})
 

@@ -147,10 +147,10 @@ def bound(
         raise UserError(f"a standard error takes at least 2 draws of noise, got {num_draws}.")
     objective.check(model.abilities)
     if isinstance(objective, MaskedDiffusion):
-        objective = MaskedDiffusion(schedule="square", min_noise=0.0)
+        objective = MaskedDiffusion(schedule="counts", min_noise=0.0)
     elif isinstance(objective, BlockDiffusion):
         objective = dataclasses.replace(
-            objective, schedule="square", min_noise=0.0, max_noise=1.0, next_token=0.0
+            objective, schedule="counts", min_noise=0.0, max_noise=1.0, next_token=0.0
         )
     else:  # levels of 0 and 1 themselves are limits that no formula can be evaluated at
         objective = UniformDiffusion(schedule="square", min_noise=1e-5)

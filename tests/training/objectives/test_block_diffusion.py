@@ -62,7 +62,7 @@ def test_blocks_of_one_token_are_the_chain_rule() -> None:
 def test_one_block_of_everything_is_masked_diffusion() -> None:
     model = toy_model()
     batch = pack([words(0, 6), words(1, 5)], [words(2, 9)], given=[(0, 2), (1, 1)])
-    for schedule in ("linear", "cosine", "square"):
+    for schedule in ("linear", "cosine", "square", "counts"):
         block = BlockDiffusion(block_size=9, schedule=schedule)  # type: ignore[arg-type]
         whole = MaskedDiffusion(schedule=schedule)  # type: ignore[arg-type]
         found, expected = (

@@ -7,10 +7,11 @@ import itertools
 import pytest
 import torch
 from tests.training.objectives.closed_forms import masked_diffusion, predictions
-from tests.training.objectives.toys import ToyModel, pack, toy_model, words
+from tests.training.objectives.toys import ToyModel, mean_loss, pack, repeat, toy_model, words
 
 from anyorder.core.batch import PackedBatch
 from anyorder.core.errors import InvalidRequest
+from anyorder.sampling.noise import MaskSchedule
 from anyorder.training.objectives.masked_diffusion import MaskedDiffusion
 
 
@@ -28,6 +29,17 @@ def test_the_bound_is_the_mean_chain_rule_over_all_orders() -> None:
         costs.append(cost)
     bound = masked_diffusion(MaskedDiffusion(min_noise=0.0), model, document, [0, 1, 2, 3])
     assert bound == pytest.approx(sum(costs) / len(costs), rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "counts"])
+def test_both_ways_to_draw_masks_estimate_that_bound(schedule: MaskSchedule) -> None:
+    model = toy_model(3, seed=3)
+    batch = repeat(pack([[1, 0, 0, 1]]), 64)
+    objective = MaskedDiffusion(min_noise=0.0)
+    exact = masked_diffusion(objective, model, [1, 0, 0, 1], [0, 1, 2, 3])
+    mean, error = mean_loss(MaskedDiffusion(schedule=schedule), model, batch, draws=60)
+    assert error < 0.02 * exact * 64
+    assert abs(mean - exact * 64) < 4 * error + 2e-3 * exact * 64
 
 
 class Spy(ToyModel):

@@ -23,7 +23,7 @@ from anyorder.core.method import Abilities, AttentionKind
 from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
-from anyorder.sampling.noise import Schedule, draw_levels
+from anyorder.sampling.noise import MaskSchedule, draw_masks
 from anyorder.sampling.row_costs import row_nats
 
 
@@ -34,7 +34,7 @@ class MaskedDiffusion(Objective):
     attention: ClassVar[AttentionKind] = "bidirectional"
     needs_mask_token: ClassVar[bool] = True
 
-    schedule: Annotated[Schedule, "how often each share of masks is drawn"] = "linear"
+    schedule: Annotated[MaskSchedule, "how often each share of masks is drawn"] = "linear"
     min_noise: Annotated[float, Range(0.0, 1.0), "smallest share of masks drawn"] = 1e-3
 
     def trained(self, abilities: Abilities) -> Abilities:
@@ -46,15 +46,14 @@ class MaskedDiffusion(Objective):
         mask_token = model.abilities.mask_token
         assert mask_token is not None, "check() refuses models without a mask token"
         documents_BT, tokens_BT = batch.documents_BT, batch.tokens_BT
-        levels_BT, weights_BT = draw_levels(
+        masked_BT, weights_BT = draw_masks(
             document_starts(documents_BT),
+            batch.targets_BT,
             schedule=self.schedule,
             lowest=self.min_noise,
             highest=1.0,
             rng=rng,
         )
-        draws_BT = torch.rand(tokens_BT.shape, generator=rng).to(tokens_BT.device)
-        masked_BT = batch.targets_BT & (draws_BT < levels_BT)
         packed = dense_batch(
             tokens_BT.masked_fill(masked_BT, mask_token),
             same_document(documents_BT),
@@ -62,7 +61,7 @@ class MaskedDiffusion(Objective):
         )
         hidden_MW = model.hidden(packed)[masked_BT.flatten()]
         nats_M = row_nats(model, hidden_MW, tokens_BT[masked_BT], banned=mask_token)
-        total = (nats_M * weights_BT[masked_BT] / levels_BT[masked_BT]).sum()
+        total = (nats_M * weights_BT[masked_BT]).sum()
         return Loss(
             total=total,
             weight=float(batch.targets_BT.sum()),

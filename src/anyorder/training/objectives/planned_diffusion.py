@@ -33,7 +33,7 @@ from anyorder.core.objective import Loss, Objective, TrainableModel, TrainingBat
 from anyorder.core.options import Range
 from anyorder.core.packing import document_positions, document_starts, same_document
 from anyorder.core.plans import TAGS, PlanTokens, plan_visible, span_numbers
-from anyorder.sampling.noise import Schedule, draw_levels
+from anyorder.sampling.noise import MaskSchedule, draw_masks
 from anyorder.sampling.row_costs import row_nats
 
 
@@ -45,7 +45,7 @@ class PlannedDiffusion(Objective):
     control_tokens: ClassVar[tuple[str, ...]] = TAGS
 
     span_weight: Annotated[float, Range(0.0, 100.0), "of the spans' loss beside the plans'"] = 1.0
-    schedule: Annotated[Schedule, "how often each share of masks is drawn"] = "linear"
+    schedule: Annotated[MaskSchedule, "how often each share of masks is drawn"] = "linear"
     min_noise: Annotated[float, Range(0.0, 1.0), "smallest share of masks drawn"] = 1e-3
 
     def check(self, abilities: Abilities) -> None:
@@ -70,15 +70,14 @@ class PlannedDiffusion(Objective):
         spans_BT = _spans(tokens_BT, documents_BT, tags)
         is_tag_BT = (tokens_BT == tags.span) | (tokens_BT == tags.span_end)
         learnt_BT = batch.targets_BT & (spans_BT >= 0) & ~is_tag_BT
-        levels_BT, weights_BT = draw_levels(
+        masked_BT, weights_BT = draw_masks(
             document_starts(spans_BT),
+            learnt_BT,
             schedule=self.schedule,
             lowest=self.min_noise,
             highest=1.0,
             rng=rng,
         )
-        draws_BT = torch.rand(tokens_BT.shape, generator=rng).to(tokens_BT.device)
-        masked_BT = learnt_BT & (draws_BT < levels_BT)
 
         # The spans' tokens of each row, in order; where a row has fewer, other tokens fill up.
         num_inside = int((spans_BT >= 0).sum(1).max())
@@ -105,8 +104,7 @@ class PlannedDiffusion(Objective):
         places_M = order_BS[masked_BS]
         rows_M = masked_BS.nonzero()[:, 0]
         nats_M = row_nats(model, hidden_MW, tokens_BT[rows_M, places_M], banned=mask_token)
-        scale_BT = weights_BT / levels_BT
-        spans = (nats_M * scale_BT[rows_M, places_M]).sum()
+        spans = (nats_M * weights_BT[rows_M, places_M]).sum()
         return Loss(
             total=text + self.span_weight * spans,
             weight=float(len(rows) + learnt_BT.sum()),

@@ -31,7 +31,14 @@ class Threshold:
 
 def test_shares_by_hand() -> None:
     # Six tokens, of which the 3s come back as 0; the two that fill up do not count.
-    found = restoration(Threshold(1e-3), [[5, 0, 3], [5, 3, 0, 0, 5]], batch_size=2)
+    told: list[tuple[str, int, int]] = []
+    found = restoration(
+        Threshold(1e-3),
+        [[5, 0, 3], [5, 3, 0, 0, 5]],
+        batch_size=2,
+        progress=lambda *what: told.append(what),
+    )
+    assert told == [("restoring", 2, 5), ("restoring", 4, 5), ("restoring", 5, 5)]
     assert found.num_tokens == 8
     assert found.from_means == found.from_draws == 6 / 8
     # [5 0] [3 +] [5 3] [0 0] [5 +]

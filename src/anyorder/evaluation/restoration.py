@@ -18,6 +18,8 @@ from anyorder.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from anyorder.evaluation.likelihood import Progress
+
 
 class Coder(Protocol):
     """Patches to vectors and back; `model.calm_autoencoder.CalmAutoencoder` is one."""
@@ -51,9 +53,15 @@ class Restoration:
 
 
 def restoration(
-    coder: Coder, documents: Iterable[Sequence[int]], *, seed: int = 0, batch_size: int = 256
+    coder: Coder,
+    documents: Iterable[Sequence[int]],
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Progress | None = None,
 ) -> Restoration:
-    """Measures over all documents; UserError if there is nothing in them."""
+    """Measures over all documents; UserError if there is nothing in them. `progress` is told
+    "restoring", how many patches are done and how many there are."""
     import torch
 
     rng = torch.Generator().manual_seed(seed)
@@ -84,6 +92,8 @@ def restoration(
         draws += int(from_draw_MK.sum())
         whole += int((from_draw_MK | filled_MK).all(dim=1).sum())
         nats += float(kl_ML.sum(dtype=torch.float64))
+        if progress is not None:
+            progress("restoring", start + len(some), len(patches))
     return Restoration(
         num_tokens=num_tokens,
         from_means=means / num_tokens,

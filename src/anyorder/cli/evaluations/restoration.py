@@ -33,13 +33,13 @@ def measure(arguments: argparse.Namespace, shown: Shown) -> Table:
     data = open_data(arguments.data, arguments.part)
     limit = None if arguments.num is None else whole_number("--num", arguments.num, 1)
     rows: list[dict[str, Cell]] = []
-    for number, model in enumerate(arguments.models):
+    for model in arguments.models:
         folder = catalog.resolve(model).path
         coder = load_autoencoder(folder)
         encoder = Encoder.of(Tokenizer.from_folder(folder))
         texts = [encoder.encode(document)[0] for document in islice(data.documents(), limit)]
-        rows.append({"model": name_of_model(model), **vars(restoration(coder, texts))})
-        shown("restoring", number + 1, len(arguments.models))
+        found = restoration(coder, texts, progress=shown)
+        rows.append({"model": name_of_model(model), **vars(found)})
     columns = (
         Column(key="model", title="model"),
         Column(key="num_tokens", title="tokens"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.training.objectives.toys import pack
+from torch.distributions import Normal, kl_divergence
 
-from anyorder.core.vectors import Patches, cut_patches
+from anyorder.core.vectors import Patches, cut_patches, normal_divergence
 
 END, FILL = 0, 9
 
@@ -60,3 +61,11 @@ def test_a_batch_without_whole_patches() -> None:
     found = cut([[1, 2]])
     assert found.tokens_BPK.shape == (1, 1, 3)
     assert found.documents_BP.tolist() == [[-1]] and not found.targets_BP.any()
+
+
+def test_divergence_of_normal_numbers() -> None:
+    rng = torch.Generator().manual_seed(0)
+    mean_ML, log_std_ML = torch.randn(2, 5, 3, generator=rng, dtype=torch.float64).unbind()
+    drawn, prior = Normal(mean_ML, log_std_ML.exp()), Normal(torch.zeros(()), torch.ones(()))
+    expected = kl_divergence(drawn, prior)
+    torch.testing.assert_close(normal_divergence(mean_ML, log_std_ML), expected)

@@ -73,16 +73,7 @@ def fresh(visible: str, num_queries: int, generator: torch.Generator) -> Attenti
     seen_RQK = visibles[visible]
     if seen_RQK is not None:
         seen_RQK |= torch.eye(num_queries, dtype=torch.bool)
-    positions_RQ = torch.arange(num_queries).expand(2, -1)
-    return AttentionGroup(
-        first_row=0,
-        num_requests=2,
-        num_queries=num_queries,
-        pages_RP=None,
-        query_positions_RQ=positions_RQ,
-        key_positions_RK=positions_RQ,
-        visible_RQK=seen_RQK,
-    )
+    return dense_batch(torch.zeros(2, num_queries, dtype=torch.long), seen_RQK).groups[0]
 
 
 @pytest.mark.parametrize("window", [None, 3, 4, 5])

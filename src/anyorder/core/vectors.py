@@ -146,3 +146,10 @@ def cut_patches(
         positions_BP=scattered(positions_BT // patch_size, 0)[:, :, 0],
         targets_BP=kept_BP & scattered(targets_BT, 0).any(2),
     )
+
+
+def normal_divergence(mean_ML: torch.Tensor, log_std_ML: torch.Tensor) -> torch.Tensor:
+    """Nats [M, L] by which normal numbers of this mean and spread tell more than standard normal
+    ones: the Kullback-Leibler divergence from the prior of a variational autoencoder
+    (arXiv 1312.6114, appendix B)."""
+    return (mean_ML.square() + (2 * log_std_ML).exp() - 1) / 2 - log_std_ML

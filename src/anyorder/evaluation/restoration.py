@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from anyorder.core.errors import UserError
+from anyorder.core.vectors import normal_divergence
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ def restoration(
             drawn_ML = mean_ML + log_std_ML.exp() * noise_ML
             from_mean_MK = (coder.tokens(mean_ML) == tokens_MK) & ~filled_MK
             from_draw_MK = (coder.tokens(drawn_ML) == tokens_MK) & ~filled_MK
-            kl_ML = (mean_ML.square() + (2 * log_std_ML).exp() - 1) / 2 - log_std_ML
+            kl_ML = normal_divergence(mean_ML.float(), log_std_ML.float())
         means += int(from_mean_MK.sum())
         draws += int(from_draw_MK.sum())
         whole += int((from_draw_MK | filled_MK).all(dim=1).sum())

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 
 from anyorder.core.objective import Loss, TrainableModel, TrainingBatch
 from anyorder.core.options import Range
-from anyorder.core.vectors import PatchAutoencoder, VectorObjective, cut_patches
+from anyorder.core.vectors import (
+    PatchAutoencoder,
+    VectorObjective,
+    cut_patches,
+    normal_divergence,
+)
 from anyorder.sampling.row_costs import row_costs
 
 
@@ -56,8 +61,7 @@ class CalmAutoencoder(VectorObjective):
 
         hidden = coder.reconstruct(vectors_ML)
         nats, restored = row_costs(model, hidden, _cost, tokens_MK.flatten()).sum(0).unbind()
-        mean_ML, log_std_ML = mean_ML.float(), log_std_ML.float()
-        kl_ML = (mean_ML.square() + (2 * log_std_ML).exp() - 1) / 2 - log_std_ML
+        kl_ML = normal_divergence(mean_ML.float(), log_std_ML.float())
         total = nats + self.kl_weight * kl_ML.clamp(min=self.kl_floor).sum()
         metrics = {"nats": nats, "restored": restored / coder.patch_size, "kl": kl_ML.sum()}
         return Loss(

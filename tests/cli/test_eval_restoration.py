@@ -42,7 +42,17 @@ def test_restoration(run: Run, model: str, tmp_path: Path) -> None:
         pytest.approx(value, rel=1e-5)
         for value in (expected.from_means, expected.whole_patches, expected.nats)
     ]
-    table = run("eval", str(folder), str(folder), *flags).out
+    with torch.no_grad():
+        coder.moments.bias += 1.0
+    other = tmp_path / "other"
+    save_plain(other, coder, sizes.fields(), Path(model))
+    rows = run("eval", str(folder), str(other), *flags, "--json").json["rows"]
+    assert [row["nats"] for row in rows] == [
+        pytest.approx(expected.nats, rel=1e-5),
+        pytest.approx(restoration(coder, [tokens]).nats, rel=1e-5),
+    ]
+    assert rows[1]["nats"] > rows[0]["nats"] * 1.01
+    table = run("eval", str(folder), str(other), *flags).out
     assert sum(line.startswith("| /") for line in table.splitlines()) == 2
     outcome = run("eval", model, *flags)
     assert outcome.code == 2 and "CALM needs an autoencoder" in outcome.err

@@ -76,15 +76,15 @@ def more_of_the_same(path: Path) -> bool:
 
 def make_data(folder: Path, text: str) -> None:
     """A little of what a recipe wants written by a model."""
-    translator = str(folder / "runs" / "en_de_autoregressive" / "model")
     pairs = str(RECIPES[0].with_name("en_de_autoregressive.toml"))
-    lists = ["--prompts", "builtin:lists", "--max-new-tokens", "64", "--temperature", "0"]
-    drawn = ["--temperature", "1"]
+    lists = ["--prompts", "builtin:lists", "--max-new-tokens", "64", "--temperature"]
+    translator = ["-m", "en-de-autoregressive", "--pairs", pairs, "--temperature", "0"]
     wanted = {
-        "smollm2_answers/lists.jsonl": [*lists, "--num", "24"],
-        "smollm2_structured/lists.jsonl": [*lists, "--num", "48"],
-        # What has barely begun to learn says nothing at all at temperature 0.
-        "en_de_distilled.jsonl": ["-m", translator, "--pairs", pairs, "--num", "200", *drawn],
+        "smollm2_answers/lists.jsonl": [*lists, "0", "--num", "24"],
+        "smollm2_drawn/lists.jsonl": [*lists, "0.7", "--num", "24"],
+        "smollm2_structured/lists.jsonl": [*lists, "0", "--num", "48"],
+        # By the one that comes along: what has had thirty steps says nothing worth learning.
+        "en_de_distilled.jsonl": [*translator, "--num", "200"],
     }
     for name, flags in wanted.items():
         path = folder / "data" / name

@@ -132,12 +132,12 @@ class _Kept:
         return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See KeyValuePool: for kernels without gradients."""
-        raise AssertionError("there are no pages in training")
+        """For kernels without gradients, as in validation: a page holds a sequence."""
+        keys, values = torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
+        return keys, values.to(keys.dtype)
 
-    def scales(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See KeyValuePool: for kernels without gradients."""
-        raise AssertionError("there are no pages in training")
+    def scales(self, layer: int) -> None:
+        """None: what is kept is exact."""
 
 
 def _known(batch: TrainingBatch) -> torch.Tensor:

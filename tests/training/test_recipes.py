@@ -64,14 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def more_of_the_same(path: Path) -> bool:
-    """Does it go on with what another recipe learns from the same text? That is far slower than
-    beginning; thirty steps do not tell it from the noise of the masks."""
-    recipe = read_recipe(path)
+    """Does it go on with what another recipe learns? That is far slower than beginning; thirty
+    steps do not tell it from the noise of masks and rows."""
+    learnt = type(read_recipe(path).objective)
     before = [read_recipe(path.with_name(f"{name}.toml")) for name in needed(path)]
-    return any(
-        old.objective == recipe.objective and old.data.sources == recipe.data.sources
-        for old in before
-    )
+    return any(type(recipe.objective) is learnt for recipe in before)
 
 
 def make_data(folder: Path, text: str) -> None:
@@ -101,6 +98,8 @@ def corpora(sections: dict[str, Any]) -> list[str]:
 def test_few_recipes_are_more_of_the_same() -> None:
     assert [path.stem for path in in_order() if more_of_the_same(path)] == [
         "austen_twin_masked_diffusion_annealed",
+        "en_de_dag_distilled",
+        "en_de_mask_predict_distilled",
         "wordnet_early_exit",
     ]
 
@@ -125,7 +124,7 @@ def test_its_loss_falls_on_real_text(path: Path, folder: Path) -> None:
     recipe = build_recipe(sections, folder=folder / "recipes")
     lines: list[StepMetrics] = []
     model = Trainer(recipe, watch=lines.append).run()
-    assert (model / "model.safetensors").exists()
+    assert list(model.glob("*.safetensors"))
     losses = [line.loss for line in lines]
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
     if more_of_the_same(path):

@@ -16,8 +16,8 @@ from anyorder.training.metrics import StepMetrics, read_metrics
 from anyorder.training.trainer import Trainer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
-LARGER = re.compile("^extends =", re.MULTILINE)
-"""Recipes for a GPU, which extend the small ones; those are tried here."""
+EXTENDING = re.compile("^extends =", re.MULTILINE)
+"""Recipes that say what differs from another, most of them for a GPU; the others are tried here."""
 STEPS = 30
 ROWS = 8
 """Of a batch, at most; an average over a few steps is enough to tell whether a loss falls."""
@@ -39,7 +39,7 @@ def in_order() -> list[Path]:
             found.append(path)
 
     for path in RECIPES:
-        if not LARGER.search(path.read_text()):
+        if not EXTENDING.search(path.read_text()):
             add(path)
     return found
 
@@ -130,5 +130,6 @@ def test_its_loss_falls_on_real_text(path: Path, folder: Path) -> None:
     if more_of_the_same(path):
         (before,) = needed(path)
         began = read_metrics(folder / "runs" / before / "metrics.jsonl")[:5]
+        assert last < 1.1 * first, f"{first:.3f} at first, {last:.3f}: what was learnt is lost"
         first = sum(line["loss"] for line in began) / 5
     assert last < first, f"{first:.3f} at first, {last:.3f} after {STEPS} steps"

@@ -129,15 +129,14 @@ class _Kept:
 
     def read(self, layer: int, pages_RP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, K, G, D] of all steps."""
-        return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
+        return self.pages(layer)
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For kernels without gradients, as in validation: a page holds a sequence."""
-        keys, values = torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
-        return keys, values.to(keys.dtype)
+        """The same, a page a sequence; kernels ask for it in validation."""
+        return torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1)
 
     def scales(self, layer: int) -> None:
-        """None: what is kept is exact."""
+        """They are kept as they are."""
 
 
 def _known(batch: TrainingBatch) -> torch.Tensor:
